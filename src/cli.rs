@@ -1,0 +1,121 @@
+//! The command line.
+//!
+//! Owns: the commands, their help and what is printed of an error.
+//! Never: does what a command asks for; each command has a file of its own.
+
+use std::error::Error as _;
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use clap::{Args, Parser, Subcommand};
+
+use crate::config::{self, Config, ConfigError};
+use crate::daemon::{self, Consumer, exit};
+use crate::logging::{self, LogFormat};
+use crate::shutdown;
+
+const EXIT_CODES: &str = "\
+Exit codes:
+  0  fine
+  1  failed: the last lines of the log say why
+  2  the command line is wrong
+  3  the configuration is wrong
+  4  the log cannot be trusted
+  5  the topic changed under us
+
+Log output goes to standard error; ONCED_LOG sets its filter (ONCED_LOG=debug).";
+
+/// Handles every Kafka message once, however often it is delivered.
+///
+/// onced consumes topics, looks each message's idempotency key or payload fingerprint up in an
+/// embedded log, and calls a handler only for messages that were not handled within the window.
+#[derive(Debug, Parser)]
+#[command(name = "onced", version, after_help = EXIT_CODES, arg_required_else_help = true)]
+struct Cli {
+    /// How log events are written.
+    #[arg(long, global = true, value_enum, default_value_t, env = "ONCED_LOG_FORMAT")]
+    log_format: LogFormat,
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Consume, handle, suppress, until SIGTERM.
+    ///
+    /// The first SIGTERM or SIGINT drains: calls that are running may end within
+    /// runtime.drain_timeout, and offsets are committed. The second exits at once.
+    Run(ConfigArgs),
+}
+
+/// Where the configuration comes from.
+#[derive(Debug, Args)]
+pub struct ConfigArgs {
+    /// The configuration, in TOML. See config/onced.toml for every key.
+    #[arg(long, short, value_name = "FILE", env = "ONCED_CONFIG")]
+    pub config: Option<PathBuf>,
+    /// Set one key, over the file and ONCED_SECTION__KEY variables. May be repeated.
+    #[arg(long, value_name = "SECTION.KEY=VALUE")]
+    pub set: Vec<String>,
+}
+
+impl ConfigArgs {
+    /// # Errors
+    /// All that is wrong with the configuration.
+    pub fn load(&self) -> Result<Config, ConfigError> {
+        config::load(&config::Sources {
+            file: self.config.as_deref(),
+            env: config::environment(),
+            set: &self.set,
+            handlers: &[],
+        })
+    }
+}
+
+/// Runs the command that the process was started with.
+#[must_use]
+pub fn main() -> ExitCode {
+    let cli = Cli::parse();
+    if let Err(error) = logging::init(cli.log_format, logging::DEFAULT_FILTER) {
+        eprintln!("error: {error}");
+        return exit::CONFIG.into();
+    }
+    match cli.command {
+        Command::Run(args) => run(&args),
+    }
+    .into()
+}
+
+fn run(args: &ConfigArgs) -> u8 {
+    let config = match args.load() {
+        Ok(config) => config,
+        Err(error) => return config_error(&error),
+    };
+    let shutdown = match shutdown::listen() {
+        Ok(shutdown) => shutdown,
+        Err(error) => {
+            eprintln!("error: cannot listen for signals: {error}");
+            return exit::FAILED;
+        }
+    };
+    match Consumer::builder(config).shutdown(shutdown).run() {
+        Ok(()) => exit::OK,
+        Err(error) => daemon_error(&error),
+    }
+}
+
+/// Prints what is wrong with the configuration.
+pub fn config_error(error: &ConfigError) -> u8 {
+    eprintln!("error: the configuration is wrong\n{error}");
+    exit::CONFIG
+}
+
+fn daemon_error(error: &daemon::Error) -> u8 {
+    eprintln!("error: {error}");
+    let mut source = error.source();
+    while let Some(cause) = source {
+        eprintln!("  caused by: {cause}");
+        source = cause.source();
+    }
+    error.exit_code()
+}

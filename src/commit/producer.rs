@@ -1,0 +1,202 @@
+//! Sends to Kafka outside of transactions: the only place that names the client's producer.
+//!
+//! Foreign header names need not be UTF-8, which the client's own types cannot say; so records
+//! are handed to librdkafka directly.
+//!
+//! Owns: the acknowledgement of what was sent. Never: decides what to do when it fails.
+
+use std::ffi::{CString, c_char, c_void};
+use std::ptr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use rdkafka::ClientConfig;
+use rdkafka::bindings as native;
+use rdkafka::client::ClientContext;
+use rdkafka::error::{KafkaError, RDKafkaErrorCode};
+use rdkafka::message::DeliveryResult;
+use rdkafka::producer::{Producer as _, ProducerContext, ThreadedProducer};
+
+use super::letters::{Header, Letter};
+use crate::clock;
+
+/// Sends letters, each in a batch of its own: a broker refuses whole batches, and a letter that
+/// is too large must not take others with it. Shared; cheap to clone.
+#[derive(Clone)]
+pub struct LetterProducer {
+    inner: Arc<ThreadedProducer<Deliveries>>,
+}
+
+/// What the broker said of one letter.
+#[derive(Debug, thiserror::Error)]
+pub enum SendError {
+    /// Refused for its size, alone: only a smaller one can be sent.
+    #[error("the record is larger than the topic's max.message.bytes")]
+    TooLarge,
+    #[error("cannot send to the topic {topic}")]
+    Kafka { topic: String, source: KafkaError },
+}
+
+/// Called once for each letter, on the producer's thread: it must not block.
+pub type OnAcknowledged = dyn Fn(u64, Result<(), SendError>) + Send + Sync;
+
+struct Ticket {
+    token: u64,
+    topic: String,
+    acknowledged: Arc<OnAcknowledged>,
+}
+
+struct Deliveries;
+
+impl ClientContext for Deliveries {}
+
+impl ProducerContext for Deliveries {
+    type DeliveryOpaque = Box<Ticket>;
+
+    fn delivery(&self, result: &DeliveryResult<'_>, ticket: Box<Ticket>) {
+        let result = match result {
+            Ok(_) => Ok(()),
+            Err((error, _)) => Err(SendError::of(&ticket.topic, error.clone())),
+        };
+        (ticket.acknowledged)(ticket.token, result);
+    }
+}
+
+impl SendError {
+    fn of(topic: &str, source: KafkaError) -> Self {
+        match source.rdkafka_error_code() {
+            Some(RDKafkaErrorCode::MessageSizeTooLarge | RDKafkaErrorCode::InvalidMessageSize) => Self::TooLarge,
+            _ => Self::Kafka { topic: topic.to_owned(), source },
+        }
+    }
+}
+
+/// The client's own limit must not be what refuses a record: the topic knows better.
+const MESSAGE_BYTES_MAX: &str = "1000000000";
+
+impl LetterProducer {
+    /// Connects in the background.
+    ///
+    /// # Errors
+    /// A property in `[kafka.properties]` that librdkafka refuses.
+    pub fn new(mut config: ClientConfig) -> Result<Self, KafkaError> {
+        config
+            .set("acks", "all")
+            .set("enable.idempotence", "true")
+            .set("batch.num.messages", "1")
+            .set("linger.ms", "0")
+            .set("message.max.bytes", MESSAGE_BYTES_MAX);
+        let inner = config.create_with_context(Deliveries)?;
+        Ok(Self { inner: Arc::new(inner) })
+    }
+
+    /// Hands a letter over; the answer comes with this token.
+    ///
+    /// # Errors
+    /// Refused at once: nothing will be acknowledged.
+    pub fn send(
+        &self,
+        topic: &str,
+        letter: &Letter,
+        token: u64,
+        acknowledged: &Arc<OnAcknowledged>,
+    ) -> Result<(), SendError> {
+        let ticket = Ticket { token, topic: topic.to_owned(), acknowledged: Arc::clone(acknowledged) };
+        let headers = letter.headers(clock::now());
+        self.produce(topic, letter.key(), letter.payload(), &headers, Box::new(ticket))
+    }
+
+    /// Waits until everything that was sent is answered, at most this long.
+    pub fn flush(&self, timeout: Duration) {
+        if let Err(error) = self.inner.flush(timeout) {
+            tracing::warn!(%error, "Some dead letters were not acknowledged in time.");
+        }
+    }
+
+    fn produce(
+        &self,
+        topic: &str,
+        key: Option<&[u8]>,
+        payload: Option<&[u8]>,
+        headers: &[Header],
+        ticket: Box<Ticket>,
+    ) -> Result<(), SendError> {
+        let refused = |source| SendError::of(topic, source);
+        let name = CString::new(topic).map_err(|error| refused(error.into()))?;
+        let headers = NativeHeaders::new(headers);
+        let (key, key_len) = parts(key);
+        let (payload, payload_len) = parts(payload);
+        let opaque = Box::into_raw(ticket);
+        use native::rd_kafka_vtype_t as vtype;
+        // SAFETY: the argument list is pairs of a type and its values, ended by END, as
+        // rd_kafka_producev asks for; MSG_F_COPY makes it copy key and payload before it returns.
+        let error = unsafe {
+            native::rd_kafka_producev(
+                self.inner.client().native_ptr(),
+                vtype::RD_KAFKA_VTYPE_TOPIC,
+                name.as_ptr(),
+                vtype::RD_KAFKA_VTYPE_MSGFLAGS,
+                native::RD_KAFKA_MSG_F_COPY,
+                vtype::RD_KAFKA_VTYPE_KEY,
+                key,
+                key_len,
+                vtype::RD_KAFKA_VTYPE_VALUE,
+                payload,
+                payload_len,
+                vtype::RD_KAFKA_VTYPE_HEADERS,
+                headers.pointer,
+                vtype::RD_KAFKA_VTYPE_OPAQUE,
+                opaque.cast::<c_void>(),
+                vtype::RD_KAFKA_VTYPE_END,
+            )
+        };
+        if error == native::rd_kafka_resp_err_t::RD_KAFKA_RESP_ERR_NO_ERROR {
+            headers.given_away();
+            return Ok(());
+        }
+        // SAFETY: librdkafka did not take the message, so the box is still ours alone.
+        drop(unsafe { Box::from_raw(opaque) });
+        Err(refused(KafkaError::MessageProduction(error.into())))
+    }
+}
+
+fn parts(bytes: Option<&[u8]>) -> (*const c_void, usize) {
+    bytes.map_or((ptr::null(), 0), |bytes| (bytes.as_ptr().cast(), bytes.len()))
+}
+
+/// Headers in librdkafka's memory, freed unless they were given away with a message.
+struct NativeHeaders {
+    pointer: *mut native::rd_kafka_headers_t,
+}
+
+impl NativeHeaders {
+    fn new(headers: &[Header]) -> Self {
+        // SAFETY: creates an empty list that we own.
+        let pointer = unsafe { native::rd_kafka_headers_new(headers.len()) };
+        for (name, value) in headers {
+            let (value, value_len) = parts(value.as_deref());
+            // SAFETY: both are copied; the lengths are those of the slices.
+            unsafe {
+                native::rd_kafka_header_add(
+                    pointer,
+                    name.as_ptr().cast::<c_char>(),
+                    name.len() as isize,
+                    value,
+                    value_len as isize,
+                );
+            }
+        }
+        Self { pointer }
+    }
+
+    fn given_away(self) {
+        std::mem::forget(self);
+    }
+}
+
+impl Drop for NativeHeaders {
+    fn drop(&mut self) {
+        // SAFETY: ours until given away.
+        unsafe { native::rd_kafka_headers_destroy(self.pointer) }
+    }
+}

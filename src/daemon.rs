@@ -1,0 +1,334 @@
+//! The daemon: everything that lives as long as the process, and the one place that knows all of
+//! it.
+//!
+//! Owns: the order of starting and stopping, the log's housekeeping and the exit codes.
+//! Never: touches a record.
+
+mod disk;
+mod housekeeping;
+mod status;
+
+use std::collections::HashMap;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
+
+use rdkafka::error::{KafkaError, RDKafkaErrorCode};
+use tokio::runtime::Runtime;
+
+use crate::admin::{self, AdminError};
+use crate::commit::producer::LetterProducer;
+use crate::config::{Config, HandlerKind};
+use crate::dedup::store::{self, Stamp};
+use crate::dedup::{LogError, Store};
+use crate::handler::Handler;
+use crate::handler::http::{Http, HttpError};
+use crate::handler::stdout::{Stdout, StdoutError};
+use crate::metrics::Metrics;
+use crate::pipeline::{self, Board, Failure, Heartbeats, Route, Shared};
+use crate::readiness::{Latch, Readiness};
+use crate::shutdown::Shutdown;
+use crate::source::client;
+use crate::source::lookup::Lookup;
+
+/// The ways in which the process ends. They are a contract.
+pub mod exit {
+    /// Fine.
+    pub const OK: u8 = 0;
+    /// Failed: see the last lines of the log.
+    pub const FAILED: u8 = 1;
+    /// The command line is wrong.
+    pub const USAGE: u8 = 2;
+    /// The configuration is wrong.
+    pub const CONFIG: u8 = 3;
+    /// The log cannot be trusted.
+    pub const LOG: u8 = 4;
+    /// The topic changed under us.
+    pub const TOPIC: u8 = 5;
+    /// `verify` found a violation.
+    pub const VIOLATION: u8 = 6;
+}
+
+/// A consumer that handles each message once.
+pub struct Consumer;
+
+impl Consumer {
+    /// Starts from a resolved configuration.
+    #[must_use]
+    pub fn builder(config: Config) -> Builder {
+        Builder { config, handlers: HashMap::new(), shutdown: Shutdown::new() }
+    }
+}
+
+/// What a consumer is made of.
+pub struct Builder {
+    config: Config,
+    handlers: HashMap<String, Arc<dyn Handler>>,
+    shutdown: Shutdown,
+}
+
+impl Builder {
+    /// Registers a handler for all routes with `handler.kind = "<kind>"`.
+    #[must_use]
+    pub fn handler(mut self, kind: &str, handler: impl Handler) -> Self {
+        self.handlers.insert(kind.to_owned(), Arc::new(handler));
+        self
+    }
+
+    /// Stops when this is requested; without it, never.
+    #[must_use]
+    pub fn shutdown(mut self, shutdown: Shutdown) -> Self {
+        self.shutdown = shutdown;
+        self
+    }
+
+    /// Runs until the shutdown is requested. Blocks the calling thread; not to be called from
+    /// async code.
+    ///
+    /// # Errors
+    /// Why the daemon could not start or go on; see [`Error::exit_code`].
+    pub fn run(self) -> Result<(), Error> {
+        let runtime = Runtime::new().map_err(|source| Error::System { what: "start the runtime", source })?;
+        let result = Daemon::new(self, &runtime)?.run();
+        // A handler that hangs must not hold up the exit: its claim stays unsettled.
+        runtime.shutdown_timeout(Duration::from_secs(1));
+        result
+    }
+}
+
+/// Why the daemon ended.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    #[error("cannot {what}")]
+    System { what: &'static str, source: std::io::Error },
+    #[error(transparent)]
+    Admin(#[from] AdminError),
+    #[error("routes.{route}.handler")]
+    Http { route: String, source: HttpError },
+    #[error("routes.{route}.handler")]
+    Stdout { route: String, source: StdoutError },
+    #[error("routes.{route}.handler.kind = \"{kind}\": no such handler is registered")]
+    NoHandler { route: String, kind: String },
+    #[error("kafka.properties: the client refuses a property")]
+    Client { source: KafkaError },
+    #[error("routes.{route}: the topic {topic} cannot be used; create it or correct the name")]
+    Topic { route: String, topic: String, source: KafkaError },
+    #[error(transparent)]
+    Log(#[from] LogError),
+    #[error(transparent)]
+    Pipeline(#[from] Failure),
+}
+
+impl Error {
+    /// See [`exit`].
+    #[must_use]
+    pub fn exit_code(&self) -> u8 {
+        match self {
+            Self::Client { .. } | Self::NoHandler { .. } | Self::Http { .. } => exit::CONFIG,
+            Self::Log(error) | Self::Pipeline(Failure::Log(error)) => log_exit_code(error),
+            Self::Pipeline(Failure::Refused(_)) => exit::TOPIC,
+            _ => exit::FAILED,
+        }
+    }
+}
+
+fn log_exit_code(error: &LogError) -> u8 {
+    match error {
+        LogError::Directory { .. } | LogError::Locked { .. } | LogError::DiskFull { .. } => exit::FAILED,
+        _ => exit::LOG,
+    }
+}
+
+struct Daemon<'a> {
+    config: Arc<Config>,
+    runtime: &'a Runtime,
+    shutdown: Shutdown,
+    metrics: Arc<Metrics>,
+    readiness: Readiness,
+    board: Arc<Board>,
+    heartbeats: Arc<Heartbeats>,
+    hold: Arc<AtomicBool>,
+    handlers: Vec<Arc<dyn Handler>>,
+    starting: Option<Latch>,
+}
+
+impl<'a> Daemon<'a> {
+    fn new(builder: Builder, runtime: &'a Runtime) -> Result<Self, Error> {
+        let Builder { config, handlers, shutdown } = builder;
+        let readiness = Readiness::new();
+        Ok(Self {
+            handlers: make_handlers(&config, &handlers, runtime)?,
+            starting: Some(readiness.latch("starting")),
+            metrics: Metrics::new(),
+            board: Arc::default(),
+            heartbeats: Arc::new(Heartbeats::new(config.runtime.workers)),
+            hold: Arc::default(),
+            config: Arc::new(config),
+            runtime,
+            shutdown,
+            readiness,
+        })
+    }
+
+    fn run(mut self) -> Result<(), Error> {
+        let routes = self.routes();
+        let status = status::Source {
+            config: Arc::clone(&self.config),
+            routes: routes.clone(),
+            board: Arc::clone(&self.board),
+            readiness: self.readiness.clone(),
+            metrics: Arc::clone(&self.metrics),
+        };
+        self.serve_admin(status)?;
+        let lookup = Lookup::new(&self.config.kafka).map_err(|source| Error::Client { source })?;
+        let Some(cluster_id) = self.wait_for_broker(&lookup) else { return Ok(()) };
+        self.check_topics(&lookup)?;
+        drop(lookup);
+        let stamp = Stamp { cluster_id, group: self.config.kafka.group.clone() };
+        while !self.shutdown.requested() {
+            match self.run_once(&routes, &stamp) {
+                Err(Error::Log(error) | Error::Pipeline(Failure::Log(error))) if error.passes() => {
+                    tracing::error!(%error, "The disk is full. Nothing is consumed until there is space.");
+                    self.wait_for_space();
+                }
+                result => return result,
+            }
+        }
+        Ok(())
+    }
+
+    /// Opens the log and runs the pipeline on it, until it ends.
+    fn run_once(&mut self, routes: &[Arc<Route>], stamp: &Stamp) -> Result<(), Error> {
+        let log = &self.config.log;
+        let config = store::Config { dir: log.dir.clone(), memory: log.memory };
+        let store = Arc::new(Store::open(&config, stamp)?);
+        let _housekeeping = housekeeping::start(housekeeping::Parts {
+            store: Arc::clone(&store),
+            config: Arc::clone(&self.config),
+            board: Arc::clone(&self.board),
+            metrics: Arc::clone(&self.metrics),
+            readiness: self.readiness.clone(),
+            hold: Arc::clone(&self.hold),
+        })?;
+        let shared = Arc::new(Shared {
+            letters: self.letter_producer()?,
+            config: Arc::clone(&self.config),
+            routes: routes.to_vec(),
+            store,
+            metrics: Arc::clone(&self.metrics),
+            readiness: self.readiness.clone(),
+            board: Arc::clone(&self.board),
+            heartbeats: Arc::clone(&self.heartbeats),
+            runtime: self.runtime.handle().clone(),
+            shutdown: self.shutdown.clone(),
+            hold: Arc::clone(&self.hold),
+            commit_interval: self.config.kafka.commit_interval,
+            workers: std::sync::OnceLock::new(),
+        });
+        self.starting = None;
+        Ok(pipeline::run(&shared)?)
+    }
+
+    fn routes(&self) -> Vec<Arc<Route>> {
+        let make = |(config, handler): (&crate::config::Route, &Arc<dyn Handler>)| {
+            Route::new(config.clone(), Arc::clone(handler), self.metrics.route(&config.name))
+        };
+        self.config.routes.iter().zip(&self.handlers).map(make).collect()
+    }
+
+    fn letter_producer(&self) -> Result<Option<LetterProducer>, Error> {
+        let needed = self.config.routes.iter().any(|route| route.dead_letter.is_some());
+        let producer = needed.then(|| LetterProducer::new(client::base(&self.config.kafka)));
+        producer.transpose().map_err(|source| Error::Client { source })
+    }
+
+    fn serve_admin(&self, status: status::Source) -> Result<(), Error> {
+        let Some(address) = self.config.admin.listen else { return Ok(()) };
+        let listener = self.runtime.block_on(admin::bind(address))?;
+        tracing::info!(address = %listener.local_addr().unwrap_or(address), "The admin server listens.");
+        let heartbeats = Arc::clone(&self.heartbeats);
+        let sources = admin::Sources {
+            metrics: Arc::clone(&self.metrics),
+            readiness: self.readiness.clone(),
+            status: Arc::new(move || status.show()),
+            liveness: Arc::new(move || heartbeats.check()),
+        };
+        self.runtime.spawn(admin::serve(listener, sources, std::future::pending()));
+        Ok(())
+    }
+
+    /// The cluster's id, however long the broker takes. `None`: the shutdown came first.
+    fn wait_for_broker(&self, lookup: &Lookup) -> Option<String> {
+        let latch = self.readiness.latch("waiting for the broker");
+        while !self.shutdown.requested() {
+            self.heartbeats.beat_all();
+            match lookup.cluster_id(Duration::from_secs(5)) {
+                Ok(id) => return Some(id),
+                Err(error) => {
+                    let brokers = &self.config.kafka.brokers;
+                    tracing::error!(brokers, %error, "No broker answers; trying again.");
+                    latch.set(format!("no broker answers at {brokers}: {error}"));
+                }
+            }
+        }
+        None
+    }
+
+    /// Every input and dead-letter topic is there.
+    fn check_topics(&self, lookup: &Lookup) -> Result<(), Error> {
+        for route in &self.config.routes {
+            for topic in route.topics.iter().chain(&route.dead_letter) {
+                match lookup.partition_count(topic) {
+                    Err(source) if source.rdkafka_error_code() == Some(RDKafkaErrorCode::BrokerTransportFailure) => {
+                        tracing::warn!(%topic, error = %source, "The topic could not be looked at.");
+                    }
+                    Err(source) => {
+                        let (route, topic) = (route.name.to_string(), topic.to_string());
+                        return Err(Error::Topic { route, topic, source });
+                    }
+                    Ok(_) => {}
+                }
+            }
+        }
+        Ok(())
+    }
+
+    fn wait_for_space(&self) {
+        let reserve = self.config.log.disk_reserve;
+        let latch = self.readiness.latch("the disk is full");
+        while !self.shutdown.requested() {
+            self.heartbeats.beat_all();
+            match disk::free(&self.config.log.dir) {
+                Ok(free) if free >= reserve => break,
+                Ok(free) => latch.set(format!("the disk is full: {free} bytes are free, log.disk_reserve is {reserve}")),
+                Err(error) => latch.set(format!("the disk cannot be looked at: {error}")),
+            }
+            std::thread::sleep(Duration::from_millis(500));
+        }
+        self.hold.store(false, Ordering::Relaxed);
+    }
+}
+
+fn make_handlers(
+    config: &Config,
+    registered: &HashMap<String, Arc<dyn Handler>>,
+    runtime: &Runtime,
+) -> Result<Vec<Arc<dyn Handler>>, Error> {
+    let _inside = runtime.enter();
+    let make = |route: &crate::config::Route| -> Result<Arc<dyn Handler>, Error> {
+        let name = || route.name.to_string();
+        Ok(match &route.handler {
+            HandlerKind::Stdout => {
+                Arc::new(Stdout::new().map_err(|source| Error::Stdout { route: name(), source })?)
+            }
+            HandlerKind::Http(config) => Arc::new(
+                Http::new(config, route.concurrency).map_err(|source| Error::Http { route: name(), source })?,
+            ),
+            HandlerKind::Registered(kind) => registered
+                .get(kind)
+                .cloned()
+                .ok_or_else(|| Error::NoHandler { route: name(), kind: kind.clone() })?,
+        })
+    };
+    config.routes.iter().map(make).collect()
+}

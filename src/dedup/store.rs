@@ -1,0 +1,549 @@
+//! The dedup log on disk: the only place that names RocksDB.
+//!
+//! Constraints:
+//! - Entries, the state of their shard and the shard table share one column family, and what
+//!   belongs together one write batch: a flush or a crash takes all or none.
+//! - A shard has one writer. Looking up is batched and sorted.
+//! - A failed write poisons the log; a full disk is told apart, since it passes.
+//! - An expired entry still on disk reads as absent for whoever asks `expiry`; the compaction
+//!   filter only gives space back.
+//!
+//! ```text
+//! <dir>/lock                                    held while the log is open
+//! <dir>/db/                                     RocksDB
+//!   shard (u32 BE)  1                           state of the shard
+//!   shard (u32 BE)  2  identity (16)            entry
+//!   0 (u32)         3                           header (JSON): format, cluster, group, directory
+//!   0 (u32)         4  shard (u32 BE)           row of the shard table (JSON)
+//!   0 (u32)         5                           the next shard number (u32 BE), from 1
+//! ```
+//!
+//! Recovery is RocksDB's own: its write-ahead log holds what no flush has taken yet. What a power
+//! cut takes of it is read again from the topic, from the position on.
+
+mod filter;
+mod options;
+
+use std::collections::BTreeMap;
+use std::fs::{File, TryLockError};
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+
+use rocksdb::{BottommostLevelCompaction, ColumnFamilyDescriptor, CompactOptions, DB, WriteBatch, WriteOptions};
+use serde::{Deserialize, Serialize};
+
+use self::filter::Horizons;
+use super::entry::{ENTRY_BYTES_MAX, Entry};
+use super::expiry::millis;
+use super::shard::{Owner, Shard, State};
+use crate::identity::Identity;
+use crate::record::{Partition, Timestamp};
+
+/// Where the log lies and what it may take.
+#[derive(Clone, Debug)]
+pub struct Config {
+    pub dir: PathBuf,
+    /// Bytes for block cache and memtables together.
+    pub memory: u64,
+}
+
+/// What a data directory belongs to.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Stamp {
+    pub cluster_id: String,
+    pub group: String,
+}
+
+#[derive(Debug, Serialize, Deserialize)]
+struct Header {
+    format: u32,
+    cluster_id: String,
+    group: String,
+    directory_id: String,
+}
+
+/// Version of all bytes in the directory. A newer one is refused, an older one converted.
+pub const FORMAT: u32 = 1;
+
+const FAMILY: &str = "default";
+const STATE: u8 = 1;
+const ENTRY: u8 = 2;
+const HEADER_KEY: [u8; 5] = [0, 0, 0, 0, 3];
+const TABLE_PREFIX: [u8; 5] = [0, 0, 0, 0, 4];
+const NEXT_SHARD_KEY: [u8; 5] = [0, 0, 0, 0, 5];
+const ENTRY_KEY_BYTES: usize = 4 + 1 + 16;
+
+/// The open log. Shared by the workers; each writes only the shards of its own partitions.
+pub struct Store {
+    db: DB,
+    directory_id: String,
+    table: Mutex<Table>,
+    horizons: Arc<Horizons>,
+    poisoned: AtomicBool,
+    _lock: File,
+}
+
+#[derive(Debug, Default)]
+struct Table {
+    rows: BTreeMap<Shard, Owner>,
+    next: u32,
+}
+
+/// What went wrong with the log, and who can mend it.
+#[derive(Debug, thiserror::Error)]
+pub enum LogError {
+    #[error("log.dir = {}: cannot {action}; give this user read and write permission or choose another directory", path.display())]
+    Directory { path: PathBuf, action: &'static str, source: std::io::Error },
+    #[error("log.dir = {}: another onced is using this directory; stop it or choose another directory", path.display())]
+    Locked { path: PathBuf },
+    #[error("log.dir = {}: belongs to {what} {found:?}, not {wanted:?}; choose another directory, or remove this one to rebuild the log from the topic", path.display())]
+    Foreign { path: PathBuf, what: &'static str, found: String, wanted: String },
+    #[error("log.dir = {}: written in format {found}, this onced reads {FORMAT}; use a newer onced", path.display())]
+    Format { path: PathBuf, found: u32 },
+    #[error("log.dir: the disk is full")]
+    DiskFull { source: rocksdb::Error },
+    #[error("the log is corrupt at {what}; remove log.dir to rebuild the log from the topic")]
+    Corrupt { what: String },
+    #[error("the log can no longer be trusted after a failed {action}; see the cause, then start again")]
+    Failed { action: &'static str, source: rocksdb::Error },
+    #[error("the log was poisoned by an earlier failed write; start again")]
+    Poisoned,
+    #[error("the log's self-check failed: {what}")]
+    SelfCheck { what: String },
+}
+
+impl LogError {
+    fn of(action: &'static str, source: rocksdb::Error) -> Self {
+        let text = source.to_string();
+        if text.contains("No space left on device") || text.contains("Disk quota exceeded") {
+            return Self::DiskFull { source };
+        }
+        Self::Failed { action, source }
+    }
+
+    /// True where waiting for space and opening the log again is enough.
+    #[must_use]
+    pub fn passes(&self) -> bool {
+        matches!(self, Self::DiskFull { .. })
+    }
+}
+
+impl Store {
+    /// Opens or creates the log.
+    ///
+    /// # Errors
+    /// Names `log.dir` and the way out; nothing is changed in a directory of something else.
+    pub fn open(config: &Config, stamp: &Stamp) -> Result<Self, LogError> {
+        let directory = |action| {
+            let path = config.dir.clone();
+            move |source| LogError::Directory { path, action, source }
+        };
+        std::fs::create_dir_all(&config.dir).map_err(directory("create it"))?;
+        let lock = lock(&config.dir)?;
+        options::check_filters(&config.dir.join("self-check"))?;
+        let horizons = Arc::new(Horizons::default());
+        let path = config.dir.join("db");
+        let options = options::database(config.memory, &horizons);
+        let family = ColumnFamilyDescriptor::new(FAMILY, options.clone());
+        let db = DB::open_cf_descriptors(&options, &path, [family])
+            .map_err(|error| LogError::of("open", error))?;
+        options::check_in_effect(&path)?;
+        let header = check_header(&db, config, stamp)?;
+        let table = read_table(&db)?;
+        let store = Self {
+            db,
+            directory_id: header.directory_id,
+            table: Mutex::new(table),
+            horizons,
+            poisoned: AtomicBool::new(false),
+            _lock: lock,
+        };
+        store.publish_all_horizons()?;
+        Ok(store)
+    }
+
+    /// Random, chosen when the directory was made.
+    #[must_use]
+    pub fn directory_id(&self) -> &str {
+        &self.directory_id
+    }
+
+    /// The shard of a partition with its owner row and state, where there is one.
+    ///
+    /// # Errors
+    /// [`LogError::Corrupt`] where the state cannot be read.
+    pub fn shard(&self, partition: &Partition) -> Result<Option<(Shard, Owner, State)>, LogError> {
+        let found = {
+            let table = self.table.lock().unwrap_or_else(PoisonError::into_inner);
+            table
+                .rows
+                .iter()
+                .find(|(_, owner)| owner.partition == partition.index && *owner.topic == *partition.topic)
+                .map(|(shard, owner)| (*shard, owner.clone()))
+        };
+        let Some((shard, owner)) = found else { return Ok(None) };
+        Ok(self.state(shard)?.map(|state| (shard, owner, state)))
+    }
+
+    /// Makes a new shard; its table row and state are written, synced, before this returns.
+    ///
+    /// # Errors
+    /// As [`Store::write`].
+    pub fn create_shard(&self, owner: Owner, state: &State) -> Result<Shard, LogError> {
+        let mut table = self.table.lock().unwrap_or_else(PoisonError::into_inner);
+        let shard = Shard(table.next);
+        let mut batch = Batch::default();
+        batch.batch.put(NEXT_SHARD_KEY, (shard.0 + 1).to_be_bytes());
+        batch.batch.put(table_key(shard), row_bytes(&owner));
+        batch.put_state(shard, state, &mut Vec::new());
+        self.write_batch(&mut batch, true)?;
+        table.next = shard.0 + 1;
+        table.rows.insert(shard, owner);
+        Ok(shard)
+    }
+
+    /// Writes a changed table row. False: the shard was dropped in the meantime.
+    ///
+    /// # Errors
+    /// As [`Store::write`].
+    pub fn update_owner(&self, shard: Shard, owner: Owner) -> Result<bool, LogError> {
+        let mut table = self.table.lock().unwrap_or_else(PoisonError::into_inner);
+        if !table.rows.contains_key(&shard) {
+            return Ok(false);
+        }
+        let mut batch = Batch::default();
+        batch.batch.put(table_key(shard), row_bytes(&owner));
+        self.write_batch(&mut batch, false)?;
+        table.rows.insert(shard, owner);
+        Ok(true)
+    }
+
+    /// Forgets a shard: its row, its position and its entries, in one batch.
+    ///
+    /// # Errors
+    /// As [`Store::write`].
+    pub fn drop_shard(&self, shard: Shard) -> Result<(), LogError> {
+        self.drop_shard_if(shard, |_| true).map(|_| ())
+    }
+
+    /// Forgets a shard where its row is as asked; whoever takes the partition at the same moment
+    /// sees either the whole shard or none. Returns whether it was dropped.
+    ///
+    /// # Errors
+    /// As [`Store::write`].
+    pub fn drop_shard_if(&self, shard: Shard, is: impl FnOnce(&Owner) -> bool) -> Result<bool, LogError> {
+        let mut table = self.table.lock().unwrap_or_else(PoisonError::into_inner);
+        if !table.rows.get(&shard).is_some_and(is) {
+            return Ok(false);
+        }
+        let mut batch = Batch::default();
+        batch.batch.delete(table_key(shard));
+        batch.batch.delete(state_key(shard));
+        batch.batch.delete_range(prefix(shard, ENTRY), prefix(shard, ENTRY + 1));
+        self.write_batch(&mut batch, true)?;
+        table.rows.remove(&shard);
+        self.horizons.forget(shard);
+        Ok(true)
+    }
+
+    /// All shards of the directory, also of partitions that live elsewhere now.
+    #[must_use]
+    pub fn shards(&self) -> Vec<(Shard, Owner)> {
+        let table = self.table.lock().unwrap_or_else(PoisonError::into_inner);
+        table.rows.iter().map(|(shard, owner)| (*shard, owner.clone())).collect()
+    }
+
+    /// Looks all identities up and leaves in `found` what the log holds for each, in their order.
+    /// Entries may be expired.
+    ///
+    /// # Errors
+    /// [`LogError::Corrupt`] for bytes that are no entry; a read that fails poisons the log.
+    pub fn lookup(
+        &self,
+        shard: Shard,
+        identities: &[Identity],
+        scratch: &mut LookupScratch,
+        found: &mut Vec<Option<Entry>>,
+    ) -> Result<(), LogError> {
+        found.clear();
+        if identities.is_empty() {
+            return Ok(());
+        }
+        found.resize(identities.len(), None);
+        scratch.sort(shard, identities);
+        let family = self.db.cf_handle(FAMILY).expect("the log is opened with its column family");
+        let values = self.db.batched_multi_get_cf(&family, &scratch.keys, true);
+        for (place, value) in scratch.order.iter().zip(values) {
+            let value = value.map_err(|error| self.poison("read", error))?;
+            let Some(bytes) = value else { continue };
+            let index = *place as usize;
+            let entry = Entry::decode(&bytes);
+            found[index] = Some(entry.ok_or_else(|| corrupt(shard, "entry", &identities[index]))?);
+        }
+        Ok(())
+    }
+
+    /// Writes a batch, all or nothing, into the memtable and RocksDB's write-ahead log, unsynced:
+    /// it survives the process; a power cut may take it.
+    ///
+    /// # Errors
+    /// [`LogError::DiskFull`] passes; anything else poisons the log.
+    pub fn write(&self, batch: &mut Batch) -> Result<(), LogError> {
+        self.write_batch(batch, false)
+    }
+
+    fn write_batch(&self, batch: &mut Batch, sync: bool) -> Result<(), LogError> {
+        if self.poisoned.load(Ordering::Relaxed) {
+            return Err(LogError::Poisoned);
+        }
+        let mut options = WriteOptions::default();
+        options.set_sync(sync);
+        let data = std::mem::take(&mut batch.batch);
+        self.db.write_opt(data, &options).map_err(|error| self.poison("write", error))?;
+        for (shard, stream_time) in batch.stream_times.drain(..) {
+            self.horizons.written(shard, stream_time);
+        }
+        Ok(())
+    }
+
+    /// Moves the durable position: after this a power cut goes back no further. The compaction
+    /// filter may now drop what expired up to here.
+    ///
+    /// # Errors
+    /// As [`Store::write`].
+    pub fn flush(&self) -> Result<(), LogError> {
+        let written = self.horizons.written_so_far();
+        self.db.flush().map_err(|error| self.poison("flush", error))?;
+        let table = self.table.lock().unwrap_or_else(PoisonError::into_inner);
+        self.horizons.publish(&written, &table.rows);
+        Ok(())
+    }
+
+    /// Rewrites the shards of which a quarter of the window has expired since the last time.
+    /// Returns how many were rewritten. May take long; readers and writers go on.
+    ///
+    /// # Errors
+    /// As [`Store::write`].
+    pub fn compact_expired(&self) -> Result<usize, LogError> {
+        let mut compacted = 0;
+        for (shard, owner) in self.shards() {
+            if !self.horizons.due(shard, millis(owner.ttl) / 4) {
+                continue;
+            }
+            let mut options = CompactOptions::default();
+            options.set_exclusive_manual_compaction(false);
+            options.set_bottommost_level_compaction(BottommostLevelCompaction::Force);
+            self.db.compact_range_opt(
+                Some(prefix(shard, ENTRY)),
+                Some(prefix(shard, ENTRY + 1)),
+                &options,
+            );
+            compacted += 1;
+        }
+        Ok(compacted)
+    }
+
+    /// Entries on disk, estimated by RocksDB; expired ones count until they are compacted away.
+    #[must_use]
+    pub fn entries_estimate(&self) -> u64 {
+        self.property("rocksdb.estimate-num-keys")
+    }
+
+    /// Bytes of the table files.
+    #[must_use]
+    pub fn bytes(&self) -> u64 {
+        self.property("rocksdb.total-sst-files-size")
+    }
+
+    /// Entries that compaction has dropped since the log was opened.
+    #[must_use]
+    pub fn expired_total(&self) -> u64 {
+        self.horizons.dropped()
+    }
+
+    fn property(&self, name: &str) -> u64 {
+        self.db.property_int_value(name).ok().flatten().unwrap_or(0)
+    }
+
+    fn state(&self, shard: Shard) -> Result<Option<State>, LogError> {
+        let bytes = self.db.get(state_key(shard)).map_err(|error| self.poison("read", error))?;
+        bytes
+            .map(|bytes| State::decode(&bytes).ok_or_else(|| corrupt(shard, "state", &"position")))
+            .transpose()
+    }
+
+    fn publish_all_horizons(&self) -> Result<(), LogError> {
+        for (shard, _) in self.shards() {
+            if let Some(stream_time) = self.state(shard)?.and_then(|state| state.stream_time) {
+                self.horizons.written(shard, stream_time);
+            }
+        }
+        let table = self.table.lock().unwrap_or_else(PoisonError::into_inner);
+        self.horizons.publish(&self.horizons.written_so_far(), &table.rows);
+        Ok(())
+    }
+
+    fn poison(&self, action: &'static str, error: rocksdb::Error) -> LogError {
+        self.poisoned.store(true, Ordering::Relaxed);
+        LogError::of(action, error)
+    }
+}
+
+impl Drop for Store {
+    fn drop(&mut self) {
+        self.db.cancel_all_background_work(true);
+    }
+}
+
+/// Changes that reach the log together or not at all.
+#[derive(Default)]
+pub struct Batch {
+    batch: WriteBatch,
+    stream_times: Vec<(Shard, Timestamp)>,
+}
+
+impl Batch {
+    pub fn put_entry(&mut self, shard: Shard, identity: &Identity, entry: &Entry, scratch: &mut Vec<u8>) {
+        scratch.clear();
+        scratch.reserve(ENTRY_BYTES_MAX);
+        entry.encode(scratch);
+        self.batch.put(entry_key(shard, identity), scratch.as_slice());
+    }
+
+    pub fn put_state(&mut self, shard: Shard, state: &State, scratch: &mut Vec<u8>) {
+        scratch.clear();
+        state.encode(scratch);
+        self.batch.put(state_key(shard), scratch.as_slice());
+        if let Some(stream_time) = state.stream_time {
+            self.stream_times.push((shard, stream_time));
+        }
+    }
+
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.batch.is_empty()
+    }
+
+    /// Entries and states in this batch.
+    #[must_use]
+    pub fn len(&self) -> usize {
+        self.batch.len()
+    }
+}
+
+/// Buffers of a look-up, kept between calls.
+#[derive(Debug, Default)]
+pub struct LookupScratch {
+    order: Vec<u32>,
+    keys: Vec<[u8; ENTRY_KEY_BYTES]>,
+}
+
+impl LookupScratch {
+    fn sort(&mut self, shard: Shard, identities: &[Identity]) {
+        self.order.clear();
+        self.order.extend(0..u32::try_from(identities.len()).expect("a batch has a bound"));
+        self.order.sort_unstable_by_key(|place| identities[*place as usize].0);
+        self.keys.clear();
+        self.keys.extend(self.order.iter().map(|place| entry_key(shard, &identities[*place as usize])));
+    }
+}
+
+fn prefix(shard: Shard, kind: u8) -> [u8; 5] {
+    let [a, b, c, d] = shard.0.to_be_bytes();
+    [a, b, c, d, kind]
+}
+
+fn state_key(shard: Shard) -> [u8; 5] {
+    prefix(shard, STATE)
+}
+
+fn entry_key(shard: Shard, identity: &Identity) -> [u8; ENTRY_KEY_BYTES] {
+    let mut key = [0; ENTRY_KEY_BYTES];
+    key[..5].copy_from_slice(&prefix(shard, ENTRY));
+    key[5..].copy_from_slice(&identity.0);
+    key
+}
+
+fn table_key(shard: Shard) -> [u8; 9] {
+    let mut key = [0; 9];
+    key[..5].copy_from_slice(&TABLE_PREFIX);
+    key[5..].copy_from_slice(&shard.0.to_be_bytes());
+    key
+}
+
+fn row_bytes(owner: &Owner) -> Vec<u8> {
+    serde_json::to_vec(owner).expect("a row of plain fields has a JSON form")
+}
+
+fn corrupt(shard: Shard, what: &str, which: &dyn std::fmt::Display) -> LogError {
+    LogError::Corrupt { what: format!("{what} {which} of shard {}", shard.0) }
+}
+
+fn lock(dir: &Path) -> Result<File, LogError> {
+    let path = dir.join("lock");
+    let directory = |source| LogError::Directory { path: dir.to_owned(), action: "write into it", source };
+    let file = File::options().create(true).truncate(false).write(true).open(path).map_err(directory)?;
+    match file.try_lock() {
+        Ok(()) => Ok(file),
+        Err(TryLockError::WouldBlock) => Err(LogError::Locked { path: dir.to_owned() }),
+        Err(TryLockError::Error(error)) => Err(directory(error)),
+    }
+}
+
+fn check_header(db: &DB, config: &Config, stamp: &Stamp) -> Result<Header, LogError> {
+    let read = db.get(HEADER_KEY).map_err(|error| LogError::of("read", error))?;
+    let Some(bytes) = read else { return write_header(db, stamp) };
+    let header: Header = serde_json::from_slice(&bytes)
+        .map_err(|_| LogError::Corrupt { what: "the header".to_owned() })?;
+    let path = || config.dir.clone();
+    if header.format != FORMAT {
+        return Err(LogError::Format { path: path(), found: header.format });
+    }
+    for (what, found, wanted) in
+        [("group", &header.group, &stamp.group), ("cluster", &header.cluster_id, &stamp.cluster_id)]
+    {
+        if found != wanted {
+            let (found, wanted) = (found.clone(), wanted.clone());
+            return Err(LogError::Foreign { path: path(), what, found, wanted });
+        }
+    }
+    Ok(header)
+}
+
+fn write_header(db: &DB, stamp: &Stamp) -> Result<Header, LogError> {
+    let header = Header {
+        format: FORMAT,
+        cluster_id: stamp.cluster_id.clone(),
+        group: stamp.group.clone(),
+        directory_id: format!("{:032x}", fastrand::u128(..)),
+    };
+    let bytes = serde_json::to_vec(&header).expect("a header of plain fields has a JSON form");
+    let mut options = WriteOptions::default();
+    options.set_sync(true);
+    db.put_opt(HEADER_KEY, bytes, &options).map_err(|error| LogError::of("write", error))?;
+    Ok(header)
+}
+
+fn read_table(db: &DB) -> Result<Table, LogError> {
+    let failed = |error| LogError::of("read", error);
+    let next = match db.get(NEXT_SHARD_KEY).map_err(failed)? {
+        None => 1,
+        Some(bytes) => <[u8; 4]>::try_from(bytes.as_slice())
+            .map(u32::from_be_bytes)
+            .map_err(|_| LogError::Corrupt { what: "the next shard number".to_owned() })?,
+    };
+    let mut rows = BTreeMap::new();
+    for item in db.iterator(rocksdb::IteratorMode::From(&TABLE_PREFIX, rocksdb::Direction::Forward)) {
+        let (key, value) = item.map_err(failed)?;
+        let Some(number) = key.strip_prefix(&TABLE_PREFIX[..]) else { break };
+        let row = || LogError::Corrupt { what: "the shard table".to_owned() };
+        let number = <[u8; 4]>::try_from(number).map_err(|_| row())?;
+        let owner: Owner = serde_json::from_slice(&value).map_err(|_| row())?;
+        rows.insert(Shard(u32::from_be_bytes(number)), owner);
+    }
+    Ok(Table { rows, next })
+}
+
+#[cfg(test)]
+mod tests;

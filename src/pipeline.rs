@@ -1,0 +1,112 @@
+//! The way of a record, and the only place that knows the order of the stages.
+//!
+//! ```text
+//! poll loop (one thread)                       workers (threads)               handlers (tokio)
+//!   source --> batches --[lane]--> identity --> look-up --> verdict --> dispatch --> call
+//!     ^                                                      |                       |
+//!     |                                                      v                       v
+//!     +---- offsets to commit <---- log written <---- settlement <------------- outcome
+//! ```
+//!
+//! Owns: the poll loop, the hand-over of partitions and the end. Never: decides a verdict (see
+//! `dedup`) or where a partition starts (see `assign`).
+
+pub mod assign;
+mod board;
+mod dispatch;
+mod enter;
+mod inflight;
+pub mod lane;
+mod poller;
+mod route;
+mod worker;
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::mpsc::Sender;
+use std::time::Duration;
+
+pub use self::board::{Board, Heartbeats};
+pub use self::poller::run;
+pub use self::route::Route;
+use self::assign::Refusal;
+use self::enter::Entered;
+use self::worker::Event;
+use crate::commit::producer::LetterProducer;
+use crate::config::Config;
+use crate::dedup::{LogError, Store};
+use crate::handler::BoxError;
+use crate::metrics::Metrics;
+use crate::readiness::Readiness;
+use crate::record::{Epoch, Partition};
+use crate::shutdown::Shutdown;
+use crate::source::Position;
+
+/// What all threads of the pipeline share.
+pub struct Shared {
+    pub config: Arc<Config>,
+    pub routes: Vec<Arc<Route>>,
+    pub store: Arc<Store>,
+    /// `None`: no route has a dead-letter topic.
+    pub letters: Option<LetterProducer>,
+    pub metrics: Arc<Metrics>,
+    pub readiness: Readiness,
+    pub board: Arc<Board>,
+    pub heartbeats: Arc<Heartbeats>,
+    pub runtime: tokio::runtime::Handle,
+    pub shutdown: Shutdown,
+    /// The disk is nearly full: nothing is consumed until it is not.
+    pub hold: Arc<AtomicBool>,
+    pub commit_interval: Duration,
+    /// The workers, to wake them when a permit of another became free.
+    pub workers: std::sync::OnceLock<Vec<Sender<Event>>>,
+}
+
+impl Shared {
+    /// The route that a topic belongs to.
+    fn route_of(&self, topic: &str) -> Option<usize> {
+        self.routes.iter().position(|route| route.config.topics.iter().any(|name| **name == *topic))
+    }
+
+    /// Tells the other workers that a permit is free; they may have been short of one.
+    fn wake_others(&self, index: usize) {
+        let workers = self.workers.get().map_or(&[][..], Vec::as_slice);
+        for (at, worker) in workers.iter().enumerate() {
+            if at != index {
+                // A worker is gone only when the daemon is going.
+                let _ = worker.send(Event::Wake);
+            }
+        }
+    }
+
+    fn held(&self) -> bool {
+        self.hold.load(Ordering::Relaxed)
+    }
+}
+
+/// What the poll loop is told.
+pub(crate) enum Command {
+    Commit(Vec<(Epoch, Position)>),
+    /// A partition is drained; `None`: there is nothing new to commit.
+    Drained { partition: Partition, epoch: Epoch, position: Option<Position> },
+    /// Everything is known to start these partitions.
+    Entered { rebalance: u64, result: Result<Vec<Entered>, Failure> },
+    Fail(Failure),
+}
+
+/// Why the pipeline ended by itself.
+#[derive(Debug, thiserror::Error)]
+pub enum Failure {
+    #[error(transparent)]
+    Refused(#[from] Refusal),
+    #[error(transparent)]
+    Log(#[from] LogError),
+    #[error("route {route}: {coordinates} has none of the keys in identity.key, and identity.missing is \"fail\"")]
+    MissingIdentity { route: String, coordinates: String },
+    #[error("route {route}: the handler gave up at {coordinates}")]
+    Handler { route: String, coordinates: String, source: BoxError },
+    #[error("kafka: {action}")]
+    Kafka { action: String, source: rdkafka::error::KafkaError },
+    #[error("a worker thread panicked; this is a defect of onced")]
+    Panicked,
+}

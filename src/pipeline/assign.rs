@@ -1,0 +1,211 @@
+//! Where a partition starts: one pure function from what the broker and the log know.
+//!
+//! | name | meaning |
+//! | --- | --- |
+//! | `C` | the group's committed offset |
+//! | `H` | the offset of the high-water group |
+//! | `C'` | the greater of the two: what lies below was handled, here or elsewhere |
+//! | `P` | the position of the shard in this data directory |
+//! | `X` | the first offset whose record can still matter to the window at `C'` |
+//!
+//! The start is `min(C', max(P, X))` where `P <= C'`, else `P`; from there to `C'` the partition
+//! is absorbed. What is absent counts as below everything.
+//!
+//! Owns: the start and the reasons to refuse one. Never: does I/O.
+
+use crate::commit::offsets::Skip;
+use crate::record::{Offset, Partition};
+
+/// What is known of one partition before its first record is read.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Known {
+    pub committed: Option<Offset>,
+    /// The committed offset carries our metadata.
+    pub committed_by_us: bool,
+    pub high_water: Option<Offset>,
+    pub position: Option<Offset>,
+    /// `X`; `None`: no record of the topic can matter.
+    pub window_start: Option<Offset>,
+    /// The first offset that the topic still has.
+    pub first: Offset,
+    /// One past the last record of the topic.
+    pub end: Offset,
+    /// Where the route starts without any offset.
+    pub start: Offset,
+}
+
+/// Where and how to start.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Plan {
+    pub start: Offset,
+    /// Below this offset records enter the log, but are not handled. Not greater than `start`:
+    /// there is nothing to absorb.
+    pub absorb_until: Offset,
+    /// A tool moved the offset forward: these were not handled, and will not be.
+    pub skip: Option<Skip>,
+    /// Nothing is committed yet: the start has to be, before the first record.
+    pub commit_start: bool,
+}
+
+/// Why the daemon does not go on, and what to do about it. Exit code 5.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum Refusal {
+    #[error("{partition}: the topic was recreated (its id was {was}, now it is {is}); what its group and log say is of another topic: use a new kafka.group and log.dir for the new topic")]
+    Recreated { partition: Partition, was: String, is: String },
+    #[error("{partition}: the log is settled up to offset {position}, but the topic ends at {end}: it was truncated or recreated; use a new kafka.group and log.dir, or restore the topic")]
+    Truncated { partition: Partition, position: Offset, end: Offset },
+    #[error("{partition}: records from offset {unread} on were not read, and the topic now begins at {first}: they are lost to retention; to accept that, move the group's offset to {first} with any tool")]
+    Gone { partition: Partition, unread: Offset, first: Offset },
+    #[error("{partition}: the topic had {was} partitions and now has {is}: the same key may now go to another partition, where its duplicates are not seen; use a new kafka.group and log.dir")]
+    PartitionCount { partition: Partition, was: i32, is: i32 },
+    #[error("{partition}: routes.*.identity (or policy.conflict) was changed while entries of the old definition still protect; change it back, or use a new kafka.group and log.dir")]
+    Definition { partition: Partition },
+}
+
+/// Decides where the partition starts.
+///
+/// # Errors
+/// A [`Refusal`] where going on would lose or double records in silence.
+pub fn plan(partition: &Partition, known: &Known) -> Result<Plan, Refusal> {
+    let skip = skip(known);
+    let settled = known.committed.max(known.high_water);
+    if let Some(position) = known.position.filter(|position| *position > known.end) {
+        return Err(Refusal::Truncated { partition: partition.clone(), position, end: known.end });
+    }
+    let start = start(known, settled, skip);
+    let unread = settled.max(known.position);
+    if let Some(unread) = unread.filter(|unread| *unread < known.first) {
+        return Err(Refusal::Gone { partition: partition.clone(), unread, first: known.first });
+    }
+    Ok(Plan {
+        start: start.max(known.first),
+        absorb_until: settled.unwrap_or(start),
+        skip,
+        commit_start: known.committed.is_none(),
+    })
+}
+
+fn start(known: &Known, settled: Option<Offset>, skip: Option<Skip>) -> Offset {
+    match (settled, known.position) {
+        (None, None) => known.start,
+        (None, Some(position)) => position,
+        (Some(settled), Some(position)) if position > settled => position,
+        // What was skipped does not enter, so there is nothing to absorb.
+        (Some(settled), _) if skip.is_some_and(|skip| known.position >= Some(skip.from)) => settled,
+        (Some(settled), position) => settled.min(known.window_start.max(position).unwrap_or(settled)),
+    }
+}
+
+/// An offset beyond all that we know of, committed by somebody else: a tool moved it. Where we
+/// know nothing at all, the group was another consumer's, which handled what lies below.
+fn skip(known: &Known) -> Option<Skip> {
+    let committed = known.committed.filter(|_| !known.committed_by_us)?;
+    let from = known.high_water.max(known.position)?;
+    (committed > from).then_some(Skip { from, to: committed })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn known() -> Known {
+        Known {
+            committed: None,
+            committed_by_us: true,
+            high_water: None,
+            position: None,
+            window_start: None,
+            first: Offset(0),
+            end: Offset(1_000),
+            start: Offset(0),
+        }
+    }
+
+    fn offsets(committed: i64, position: i64) -> Known {
+        Known { committed: Some(Offset(committed)), position: Some(Offset(position)), ..known() }
+    }
+
+    #[track_caller]
+    fn check(known: &Known, start: i64, absorb_until: i64) {
+        let plan = plan(&Partition::new("t", 0), known).unwrap();
+        assert_eq!((plan.start, plan.absorb_until), (Offset(start), Offset(absorb_until)));
+    }
+
+    #[test]
+    fn a_clean_restart_goes_on_where_it_was() {
+        check(&offsets(500, 500), 500, 500);
+    }
+
+    #[test]
+    fn a_crash_after_the_commit_and_before_the_log_absorbs_the_few_between() {
+        check(&offsets(500, 490), 490, 500);
+    }
+
+    #[test]
+    fn a_crash_after_the_log_and_before_the_offset_starts_at_the_position() {
+        check(&offsets(400, 500), 500, 400);
+    }
+
+    #[test]
+    fn a_lost_disk_absorbs_one_window() {
+        let lost = Known { committed: Some(Offset(500)), window_start: Some(Offset(200)), ..known() };
+        check(&lost, 200, 500);
+        check(&Known { window_start: None, ..lost }, 500, 500);
+    }
+
+    #[test]
+    fn a_partition_that_lived_elsewhere_absorbs_only_what_is_new() {
+        let away = Known { window_start: Some(Offset(100)), ..offsets(500, 300) };
+        check(&away, 300, 500);
+        check(&Known { window_start: Some(Offset(400)), ..away }, 400, 500);
+    }
+
+    #[test]
+    fn offsets_that_were_reset_back_run_nothing_again() {
+        check(&offsets(0, 500), 500, 0);
+        let empty = Known { committed: Some(Offset(0)), high_water: Some(Offset(500)), ..known() };
+        check(&Known { window_start: Some(Offset(200)), ..empty }, 200, 500);
+    }
+
+    #[test]
+    fn an_offset_moved_forward_by_a_tool_is_a_skip_that_is_not_absorbed() {
+        let moved = Known { committed_by_us: false, window_start: Some(Offset(0)), ..offsets(700, 500) };
+        check(&moved, 700, 700);
+        let plan = plan(&Partition::new("t", 0), &moved).unwrap();
+        assert_eq!(plan.skip, Some(Skip { from: Offset(500), to: Offset(700) }));
+    }
+
+    #[test]
+    fn the_group_of_another_consumer_is_absorbed() {
+        let taken = Known {
+            committed: Some(Offset(700)),
+            committed_by_us: false,
+            window_start: Some(Offset(0)),
+            ..known()
+        };
+        check(&taken, 0, 700);
+        assert_eq!(plan(&Partition::new("t", 0), &taken).unwrap().skip, None);
+    }
+
+    #[test]
+    fn a_new_group_starts_where_the_route_says() {
+        check(&Known { start: Offset(300), ..known() }, 300, 300);
+        assert!(plan(&Partition::new("t", 0), &known()).unwrap().commit_start);
+    }
+
+    #[test]
+    fn a_group_whose_offsets_expired_starts_at_the_position() {
+        check(&Known { position: Some(Offset(500)), ..known() }, 500, 500);
+    }
+
+    #[test]
+    fn what_is_gone_or_truncated_is_refused() {
+        let plan = |known: &Known| plan(&Partition::new("t", 0), known);
+        let truncated = Known { end: Offset(400), ..offsets(300, 500) };
+        assert!(matches!(plan(&truncated), Err(Refusal::Truncated { .. })));
+        let gone = Known { first: Offset(600), ..offsets(500, 500) };
+        assert!(matches!(plan(&gone), Err(Refusal::Gone { unread: Offset(500), .. })));
+        // What retention took from the window alone makes the window shorter, no more.
+        check(&Known { first: Offset(450), window_start: Some(Offset(450)), ..offsets(500, 400) }, 450, 500);
+    }
+}

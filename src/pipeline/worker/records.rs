@@ -1,0 +1,312 @@
+//! A batch of records: its time and identity, one look-up, a decision for each.
+
+use std::collections::VecDeque;
+
+use rustc_hash::FxHashMap;
+
+use super::{Owned, Worker};
+use crate::clock;
+use crate::commit::frontier::Delivery;
+use crate::commit::letters::Reason;
+use crate::config::{Conflict, KeyGiven, Missing};
+use crate::dedup::expiry::Window;
+use crate::dedup::shard::LastSettled;
+use crate::dedup::verdict::{decide, entry_after};
+use crate::dedup::{Entry, Facts, Shard, Verdict};
+use crate::handler::Claim;
+use crate::identity::{Identified, Identity};
+use crate::metrics::VerdictLabel;
+use crate::pipeline::Failure;
+use crate::pipeline::inflight::Flight;
+use crate::record::{Epoch, Offset, Partition, Record};
+
+/// A record whose time and identity are fixed, and that is not decided yet.
+#[derive(Debug)]
+pub struct Read {
+    pub record: Record,
+    pub epoch: Epoch,
+    pub shard: Shard,
+    pub facts: Facts,
+    pub identified: Identified,
+}
+
+/// Entries that this batch made or changed, and that the look-up cannot have seen.
+pub type Absorbed = FxHashMap<Identity, Entry>;
+
+impl Worker {
+    pub(super) fn read(&mut self, partition: &Partition, epoch: Epoch, records: Vec<Record>) {
+        // What was settled before must be found by the look-up.
+        self.write();
+        let Some(mut owned) = self.owned.remove(partition) else { return };
+        if owned.epoch == epoch && !owned.draining && !self.failed {
+            let mut read = std::mem::take(&mut self.scratch.read);
+            self.fix(&mut owned, records, &mut read);
+            let found = self.look_up(&owned, &read);
+            self.owned.insert(partition.clone(), owned);
+            if found {
+                self.decide_all(partition, &mut read);
+            }
+            read.clear();
+            self.scratch.read = read;
+            self.delivered(partition);
+            return;
+        }
+        owned.lane.release(records.len(), records.iter().map(Record::size).sum());
+        self.owned.insert(partition.clone(), owned);
+    }
+
+    /// Fixes time and identity of each record in offset order.
+    fn fix(&mut self, owned: &mut Owned, records: Vec<Record>, read: &mut Vec<Read>) {
+        let route = &self.shared.routes[owned.route];
+        let window = &route.config.window;
+        let identifier = &mut self.identifiers[owned.route];
+        let tally = &mut self.tallies[owned.route];
+        let wall = clock::now();
+        let mut clock = owned.frontier.clock();
+        for record in records {
+            let delivery = owned.frontier.look(record.offset);
+            owned.delivered = owned.delivered.max(record.offset.next());
+            match delivery {
+                Delivery::Below => {
+                    tally.count(VerdictLabel::Replayed);
+                    owned.lane.release(1, record.size());
+                    continue;
+                }
+                Delivery::Repeated => {
+                    tracing::warn!(partition = %owned.partition, offset = %record.offset, "A record came twice in one epoch; the second is passed over.");
+                    owned.lane.release(1, record.size());
+                    continue;
+                }
+                Delivery::Settled | Delivery::Open => {}
+            }
+            let dated = clock.read(record.timestamp, wall, window);
+            if std::mem::take(&mut owned.cut) {
+                owned.frontier.protect_since(Some(dated.time));
+            }
+            tally.undated += u64::from(!dated.by_record);
+            let identified = identifier.identify(&record);
+            tally.scope_missing += u64::from(identified.scope_missing);
+            let mark =
+                LastSettled { offset: record.offset, timestamp: record.timestamp, check: identified.check };
+            let before = owned.frontier.span();
+            owned.frontier.deliver(mark, clock.now());
+            if delivery == Delivery::Settled {
+                tally.count(VerdictLabel::Replayed);
+                owned.lane.release(before + 1 - owned.frontier.span(), record.size());
+                continue;
+            }
+            let facts = Facts {
+                offset: record.offset,
+                time: dated.time,
+                identity: identified.identity,
+                check: identified.check,
+            };
+            read.push(Read { record, epoch: owned.epoch, shard: owned.shard, facts, identified });
+        }
+    }
+
+    /// One look-up for the batch; false: the log failed.
+    fn look_up(&mut self, owned: &Owned, read: &[Read]) -> bool {
+        let scratch = &mut self.scratch;
+        scratch.identities.clear();
+        scratch.identities.extend(read.iter().filter_map(|read| read.facts.identity));
+        let started = std::time::Instant::now();
+        let result = self.shared.store.lookup(
+            owned.shard,
+            &scratch.identities,
+            &mut scratch.lookup,
+            &mut scratch.found,
+        );
+        self.shared.metrics.log.lookup_seconds.observe(started.elapsed().as_secs_f64());
+        result.map_err(|error| self.log_failed(error)).is_ok()
+    }
+
+    fn decide_all(&mut self, partition: &Partition, read: &mut Vec<Read>) {
+        let found = std::mem::take(&mut self.scratch.found);
+        let mut entries = found.iter();
+        self.scratch.absorbed.clear();
+        for read in read.drain(..) {
+            let mut entry = None;
+            if let Some(identity) = &read.facts.identity {
+                let found = entries.next().copied().flatten();
+                let made = (!self.scratch.absorbed.is_empty()).then(|| self.scratch.absorbed.get(identity).copied());
+                entry = made.flatten().or(found);
+            }
+            self.decide_one(partition, read, entry);
+        }
+        self.scratch.found = found;
+    }
+
+    fn decide_one(&mut self, partition: &Partition, read: Read, entry: Option<Entry>) {
+        let Some(owned) = self.owned.get(partition) else { return };
+        let window = self.window(owned.route);
+        if read.facts.offset < owned.absorb_until {
+            let verdict = decide(&read.facts, false, entry.as_ref(), &window);
+            let skipped = owned.metadata.acts.skipped(read.facts.offset);
+            let after = if skipped { None } else { entry_after(&verdict, &read.facts, &window) };
+            self.remember(&read.facts, after);
+            return self.settle_read(read, VerdictLabel::Absorbed, after);
+        }
+        let read = match read.facts.identity {
+            None => read,
+            Some(identity) => match self.inflight.wait(read.shard, identity, read) {
+                Ok(()) => return,
+                Err(read) => read,
+            },
+        };
+        let verdict = decide(&read.facts, false, entry.as_ref(), &window);
+        let after = entry_after(&verdict, &read.facts, &window);
+        if !matches!(verdict, Verdict::Fresh) {
+            self.remember(&read.facts, after);
+        }
+        self.act(read, verdict, entry, VecDeque::new());
+    }
+
+    fn remember(&mut self, facts: &Facts, entry: Option<Entry>) {
+        if let (Some(identity), Some(entry)) = (facts.identity, entry) {
+            self.scratch.absorbed.insert(identity, entry);
+        }
+    }
+
+    /// Does what follows from a verdict that is final. `waiting`: records that wait behind it.
+    pub(super) fn act(&mut self, read: Read, verdict: Verdict, prior: Option<Entry>, waiting: VecDeque<Read>) {
+        let Some(route) = self.owned.get(&read.record.partition).map(|owned| owned.route) else { return };
+        let policy = &self.shared.routes[route].config;
+        let after = entry_after(&verdict, &read.facts, &policy.window);
+        match verdict {
+            Verdict::Fresh => self.take_off(route, read, prior, waiting),
+            Verdict::Duplicate { first } => {
+                self.tallies[route].duplicate(read.facts.time, first.time);
+                self.settle_read(read, VerdictLabel::Duplicate, after);
+            }
+            Verdict::Replayed => self.settle_read(read, VerdictLabel::Replayed, None),
+            Verdict::InDoubt => self.settle_read(read, VerdictLabel::InDoubt, None),
+            Verdict::Conflict { first } => match policy.conflict {
+                Conflict::DeadLetter => {
+                    let error = conflict_text(&read, &first);
+                    self.dead_letter(route, read.into(), Reason::Conflict, error, VerdictLabel::Conflict);
+                }
+                Conflict::Suppress | Conflict::Process => {
+                    self.settle_read(read, VerdictLabel::Conflict, None);
+                }
+            },
+            Verdict::Unidentified => self.unidentified(route, read),
+        }
+    }
+
+    fn unidentified(&mut self, route: usize, read: Read) {
+        match self.shared.routes[route].config.missing {
+            Missing::Process => {
+                let claim = self.claim(route, read);
+                self.dispatch[route].submit(claim);
+            }
+            Missing::DeadLetter => {
+                let reason =
+                    if read.identified.undecodable { Reason::Undecodable } else { Reason::MissingIdentity };
+                let error = "no source in routes.*.identity.key is present in the record".to_owned();
+                self.dead_letter(route, read.into(), reason, error, VerdictLabel::Unidentified);
+            }
+            Missing::Fail => {
+                let route = self.shared.routes[route].config.name.to_string();
+                self.fail(Failure::MissingIdentity { route, coordinates: read.record.coordinates() });
+            }
+        }
+    }
+
+    fn take_off(&mut self, route: usize, read: Read, prior: Option<Entry>, waiting: VecDeque<Read>) {
+        if let Some(identity) = read.facts.identity {
+            self.inflight.take_off(read.shard, identity, Flight { prior, waiting });
+        }
+        let claim = self.claim(route, read);
+        self.dispatch[route].submit(claim);
+    }
+
+    fn claim(&self, route: usize, read: Read) -> Claim {
+        let route_of = &self.shared.routes[route];
+        let gives_client_key = route_of.config.idempotency_key == KeyGiven::Client;
+        let wanted = gives_client_key || route_of.handler.wants_client_key();
+        let client_key = wanted.then(|| self.identifiers[route].client_key(&read.record)).flatten();
+        Claim {
+            identity: read.facts.identity,
+            client_key: client_key.map(Into::into),
+            gives_client_key,
+            check: read.facts.check,
+            time: read.facts.time,
+            epoch: read.epoch,
+            shard: read.shard,
+            attempt: 0,
+            record: read.record,
+        }
+    }
+
+    /// The record in flight with this identity is settled or given up: those that waited for it
+    /// are decided, in order, until one of them takes off itself.
+    pub(super) fn land(&mut self, shard: Shard, identity: Option<Identity>, handled: Option<Entry>) {
+        let Some(identity) = identity else { return };
+        let Some(Flight { prior, mut waiting }) = self.inflight.land(shard, identity) else { return };
+        let mut entry = handled.or(prior);
+        while let Some(read) = waiting.pop_front() {
+            let current = self.owned.get(&read.record.partition);
+            let Some(owned) = current.filter(|owned| owned.epoch == read.epoch && !owned.draining) else {
+                continue;
+            };
+            let window = self.window(owned.route);
+            let verdict = decide(&read.facts, false, entry.as_ref(), &window);
+            if matches!(verdict, Verdict::Fresh) {
+                return self.act(read, verdict, entry, waiting);
+            }
+            let after = entry_after(&verdict, &read.facts, &window);
+            self.act(read, verdict, entry, VecDeque::new());
+            entry = after.or(entry);
+        }
+    }
+
+    pub(super) fn end(&mut self, partition: &Partition, epoch: Epoch, offset: Offset) {
+        let Some(owned) = self.owned.get_mut(partition).filter(|owned| owned.epoch == epoch) else { return };
+        owned.delivered = owned.delivered.max(offset);
+        self.advance_to_end(partition);
+        self.delivered(partition);
+    }
+
+    /// The partition may have been read up to where it was settled before.
+    fn delivered(&mut self, partition: &Partition) {
+        let Some(owned) = self.owned.get_mut(partition) else { return };
+        let remaining = owned.absorb_until.0.saturating_sub(owned.delivered.0).max(0);
+        owned.metrics.absorb_remaining_records.set(remaining);
+        if remaining == 0 && owned.absorbing.take().is_some() {
+            tracing::info!(%partition, until = %owned.absorb_until, "The partition has caught up with what was handled before.");
+        }
+    }
+
+    pub(super) fn window(&self, route: usize) -> Window {
+        self.shared.routes[route].config.window
+    }
+}
+
+fn conflict_text(read: &Read, first: &Entry) -> String {
+    format!(
+        "the same identity was handled with another payload: offset {} with check {}, this is offset {} with check {}",
+        first.offset, first.check, read.facts.offset, read.facts.check
+    )
+}
+
+/// What a settlement needs to know of a record.
+#[derive(Debug)]
+pub struct Subject {
+    pub record: Record,
+    pub epoch: Epoch,
+    pub identity: Option<Identity>,
+    /// The claim, where the record was given to the handler.
+    pub claim: Option<Claim>,
+}
+
+impl From<Read> for Subject {
+    fn from(read: Read) -> Self {
+        Self {
+            epoch: read.epoch,
+            identity: read.facts.identity,
+            record: read.record,
+            claim: None,
+        }
+    }
+}

@@ -1,0 +1,112 @@
+//! What only the admin interface tells: ids and settings of topics.
+
+use std::ffi::{CStr, CString};
+use std::ptr::NonNull;
+use std::time::Duration;
+
+use rdkafka::admin::{AdminClient, AdminOptions, ResourceSpecifier};
+use rdkafka::bindings as native;
+use rdkafka::client::DefaultClientContext;
+use rdkafka::error::{KafkaError, RDKafkaErrorCode};
+
+use crate::config::Kafka;
+
+/// The id of a topic; empty where the broker has none.
+pub(super) fn topic_id(
+    client: *mut native::rd_kafka_t,
+    topic: &str,
+    patience: Duration,
+) -> Result<String, KafkaError> {
+    let name = CString::new(topic)?;
+    let mut names = [name.as_ptr()];
+    let timeout = i32::try_from(patience.as_millis()).unwrap_or(i32::MAX);
+    // SAFETY: every object is created here, used while alive and destroyed once; the name
+    // outlives the calls, which copy it.
+    unsafe {
+        let topics = native::rd_kafka_TopicCollection_of_topic_names(names.as_mut_ptr(), names.len());
+        let queue = native::rd_kafka_queue_new(client);
+        native::rd_kafka_DescribeTopics(client, topics, std::ptr::null(), queue);
+        native::rd_kafka_TopicCollection_destroy(topics);
+        let event = native::rd_kafka_queue_poll(queue, timeout);
+        let id = NonNull::new(event).map(|event| described_id(event.as_ptr()));
+        if !event.is_null() {
+            native::rd_kafka_event_destroy(event);
+        }
+        native::rd_kafka_queue_destroy(queue);
+        id.unwrap_or(Err(KafkaError::MetadataFetch(RDKafkaErrorCode::OperationTimedOut)))
+    }
+}
+
+/// # Safety
+/// `event` is alive and answers a description of one topic.
+unsafe fn described_id(event: *mut native::rd_kafka_event_t) -> Result<String, KafkaError> {
+    // SAFETY: by contract; what is read here lives as long as the event.
+    unsafe {
+        let error = native::rd_kafka_event_error(event);
+        if error != native::rd_kafka_resp_err_t::RD_KAFKA_RESP_ERR_NO_ERROR {
+            return Err(KafkaError::MetadataFetch(error.into()));
+        }
+        let result = native::rd_kafka_event_DescribeTopics_result(event);
+        let mut count = 0;
+        let topics = native::rd_kafka_DescribeTopics_result_topics(result, &raw mut count);
+        if topics.is_null() || count == 0 {
+            return Ok(String::new());
+        }
+        let topic = *topics;
+        let error = native::rd_kafka_error_code(native::rd_kafka_TopicDescription_error(topic));
+        if error != native::rd_kafka_resp_err_t::RD_KAFKA_RESP_ERR_NO_ERROR {
+            return Err(KafkaError::MetadataFetch(error.into()));
+        }
+        let text = native::rd_kafka_Uuid_base64str(native::rd_kafka_TopicDescription_topic_id(topic));
+        if text.is_null() {
+            return Ok(String::new());
+        }
+        Ok(CStr::from_ptr(text).to_string_lossy().into_owned())
+    }
+}
+
+/// What a topic keeps. Read from its settings, the broker's defaults included.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct TopicSettings {
+    /// Milliseconds; `None`: for ever, or the topic deletes nothing by age.
+    pub retention_ms: Option<i64>,
+    /// Bytes for each partition; `None`: no limit.
+    pub retention_bytes: Option<i64>,
+    pub compacted: bool,
+    /// For how long compaction leaves a record alone.
+    pub min_compaction_lag_ms: i64,
+    /// The largest batch that the topic takes, in bytes.
+    pub max_message_bytes: Option<i64>,
+}
+
+impl TopicSettings {
+    /// For how long every record is there to be read again. `None`: for ever.
+    #[must_use]
+    pub fn keeps_ms(&self) -> Option<i64> {
+        let lag = self.compacted.then_some(self.min_compaction_lag_ms);
+        [self.retention_ms, lag].into_iter().flatten().min()
+    }
+}
+
+/// Asks for the settings of a topic.
+///
+/// # Errors
+/// The broker's answer, or that this user may not ask.
+pub async fn topic_settings(kafka: &Kafka, topic: &str) -> Result<TopicSettings, KafkaError> {
+    let admin: AdminClient<DefaultClientContext> = super::client::base(kafka).create()?;
+    let options = AdminOptions::new().request_timeout(Some(super::lookup::PATIENCE));
+    let answers = admin.describe_configs(&[ResourceSpecifier::Topic(topic)], &options).await?;
+    let answer = answers.into_iter().next().ok_or(KafkaError::AdminOp(RDKafkaErrorCode::NoEnt))?;
+    let settings = answer.map_err(KafkaError::AdminOp)?;
+    let value = |name: &str| settings.get(name).and_then(|entry| entry.value.clone());
+    let number = |name: &str| value(name).and_then(|value| value.parse::<i64>().ok());
+    let policy = value("cleanup.policy").unwrap_or_default();
+    let deletes = policy.contains("delete");
+    Ok(TopicSettings {
+        retention_ms: number("retention.ms").filter(|ms| deletes && *ms >= 0),
+        retention_bytes: number("retention.bytes").filter(|bytes| deletes && *bytes >= 0),
+        compacted: policy.contains("compact"),
+        min_compaction_lag_ms: number("min.compaction.lag.ms").unwrap_or(0),
+        max_message_bytes: number("max.message.bytes"),
+    })
+}

@@ -1,0 +1,68 @@
+//! Configurations of the client's handles: what every handle shares, and what each adds.
+//!
+//! The user's properties apply to all; those that onced owns were refused when the configuration
+//! was read.
+
+use rdkafka::ClientConfig;
+
+use crate::config::Kafka;
+
+/// What is common to consumers, producers and admin handles.
+#[must_use]
+pub fn base(kafka: &Kafka) -> ClientConfig {
+    let mut config = ClientConfig::new();
+    config
+        .set("client.id", "onced")
+        // A private daemon reports to its own scraper.
+        .set("enable.metrics.push", "false");
+    for (name, value) in kafka.properties.iter() {
+        config.set(name, value);
+    }
+    config.set("bootstrap.servers", &kafka.brokers);
+    config
+}
+
+/// Properties that only consumers know; producers would warn about them.
+const CONSUMER_DEFAULTS: [(&str, &str); 6] = [
+    // Without this the fetcher sleeps for a second whenever its queue was full.
+    ("fetch.queue.backoff.ms", "5"),
+    ("fetch.wait.max.ms", "100"),
+    ("queued.min.messages", "200000"),
+    ("queued.max.messages.kbytes", "32768"),
+    ("fetch.message.max.bytes", "4194304"),
+    ("check.crcs", "true"),
+];
+
+/// A handle that consumes; joins no group.
+#[must_use]
+pub fn reader(kafka: &Kafka) -> ClientConfig {
+    let mut config = base(kafka);
+    for (name, value) in CONSUMER_DEFAULTS {
+        set_unless_given(&mut config, kafka, name, value);
+    }
+    config
+        .set("group.id", &kafka.group)
+        .set("enable.auto.commit", "false")
+        .set("enable.auto.offset.store", "false")
+        .set("enable.partition.eof", "true")
+        .set("auto.offset.reset", "error")
+        .set("isolation.level", "read_committed");
+    config
+}
+
+/// The handle that joins the group.
+pub(super) fn group_member(kafka: &Kafka) -> ClientConfig {
+    let mut config = reader(kafka);
+    // Under the newer protocol the broker assigns, and the client refuses this property.
+    let classic = config.get("group.protocol").is_none_or(|protocol| protocol == "classic");
+    if classic {
+        set_unless_given(&mut config, kafka, "partition.assignment.strategy", "cooperative-sticky");
+    }
+    config
+}
+
+fn set_unless_given(config: &mut ClientConfig, kafka: &Kafka, name: &str, value: &str) {
+    if kafka.properties.iter().all(|(given, _)| given != name) {
+        config.set(name, value);
+    }
+}

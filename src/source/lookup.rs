@@ -1,0 +1,135 @@
+//! Questions to the broker that belong to no poll loop: offsets, ends, topics.
+//!
+//! Two handles, because the end that a reader of committed records is told lies before
+//! transactions that are still open.
+
+use std::time::Duration;
+
+use rdkafka::consumer::{BaseConsumer, Consumer as _};
+use rdkafka::error::{KafkaError, RDKafkaErrorCode};
+use rdkafka::{Offset as KafkaOffset, TopicPartitionList};
+
+use super::poll::elements;
+use super::{client, names};
+use crate::commit::offsets::Metadata;
+use crate::config::Kafka;
+use crate::record::{Offset, Partition, Timestamp};
+
+/// How long one question may take before it counts as failed.
+pub const PATIENCE: Duration = Duration::from_secs(15);
+
+/// Asks; joins no group and reads no records.
+pub struct Lookup {
+    committed: BaseConsumer,
+    uncommitted: BaseConsumer,
+}
+
+/// What the group has committed for one partition.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Committed {
+    pub offset: Offset,
+    /// `None`: somebody else committed it.
+    pub metadata: Option<Metadata>,
+}
+
+impl Lookup {
+    /// # Errors
+    /// A property in `[kafka.properties]` that librdkafka refuses.
+    pub fn new(kafka: &Kafka) -> Result<Self, KafkaError> {
+        let committed = client::reader(kafka).create()?;
+        let uncommitted = client::reader(kafka).set("isolation.level", "read_uncommitted").create()?;
+        Ok(Self { committed, uncommitted })
+    }
+
+    /// The id of the cluster; empty where the broker has none.
+    ///
+    /// # Errors
+    /// No broker answered within this time.
+    pub fn cluster_id(&self, patience: Duration) -> Result<String, KafkaError> {
+        self.committed
+            .client()
+            .fetch_cluster_id(patience)
+            .ok_or(KafkaError::MetadataFetch(RDKafkaErrorCode::BrokerTransportFailure))
+    }
+
+    /// Partitions of a topic.
+    ///
+    /// # Errors
+    /// [`RDKafkaErrorCode::UnknownTopicOrPartition`] where there is no such topic.
+    pub fn partition_count(&self, topic: &str) -> Result<i32, KafkaError> {
+        let metadata = self.committed.fetch_metadata(Some(topic), PATIENCE)?;
+        let unknown = KafkaError::MetadataFetch(RDKafkaErrorCode::UnknownTopicOrPartition);
+        let topic = metadata.topics().iter().find(|found| found.name() == topic).ok_or(unknown)?;
+        if let Some(error) = topic.error() {
+            return Err(KafkaError::MetadataFetch(error.into()));
+        }
+        Ok(i32::try_from(topic.partitions().len()).unwrap_or(i32::MAX))
+    }
+
+    /// The id of a topic; empty where the broker has none.
+    ///
+    /// # Errors
+    /// The broker's answer.
+    pub fn topic_id(&self, topic: &str) -> Result<String, KafkaError> {
+        super::admin::topic_id(self.committed.client().native_ptr(), topic, PATIENCE)
+    }
+
+    /// The group's offsets, in the order of the partitions. Waits for open transactions that
+    /// moved them.
+    ///
+    /// # Errors
+    /// The broker's answer.
+    pub fn committed(&self, partitions: &[Partition]) -> Result<Vec<Option<Committed>>, KafkaError> {
+        let list = self.committed.committed_offsets(names(partitions), PATIENCE)?;
+        // SAFETY: the list outlives the loop. Its metadata are foreign bytes, which the client's
+        // own reader would require to be UTF-8.
+        let elements = unsafe { elements(list.ptr()) };
+        let offset = |partition: &Partition| {
+            let element = elements.iter().find(|element| {
+                // SAFETY: an element has a name that ends with a NUL.
+                let topic = unsafe { std::ffi::CStr::from_ptr(element.topic) };
+                element.partition == partition.index && topic.to_bytes() == partition.topic.as_bytes()
+            })?;
+            (element.offset >= 0).then(|| Committed {
+                offset: Offset(element.offset),
+                metadata: metadata_of(element),
+            })
+        };
+        Ok(partitions.iter().map(offset).collect())
+    }
+
+    /// The first offset and one past the last, transactions that are still open included.
+    ///
+    /// # Errors
+    /// The broker's answer.
+    pub fn ends(&self, partition: &Partition) -> Result<(Offset, Offset), KafkaError> {
+        let (first, end) = self.uncommitted.fetch_watermarks(&partition.topic, partition.index, PATIENCE)?;
+        Ok((Offset(first), Offset(end)))
+    }
+
+    /// The first offset whose record is of this time or later. `None`: there is none.
+    ///
+    /// # Errors
+    /// The broker's answer.
+    pub fn at_time(&self, partition: &Partition, time: Timestamp) -> Result<Option<Offset>, KafkaError> {
+        let mut list = TopicPartitionList::new();
+        let time = KafkaOffset::Offset(time.0.max(0));
+        list.add_partition_offset(&partition.topic, partition.index, time)?;
+        let found = self.uncommitted.offsets_for_times(list, PATIENCE)?;
+        let element = found.find_partition(&partition.topic, partition.index);
+        match element.map(|element| (element.error(), element.offset())) {
+            Some((Ok(()), KafkaOffset::Offset(offset))) => Ok(Some(Offset(offset))),
+            Some((Err(error), _)) => Err(error),
+            _ => Ok(None),
+        }
+    }
+}
+
+fn metadata_of(element: &rdkafka::bindings::rd_kafka_topic_partition_t) -> Option<Metadata> {
+    if element.metadata.is_null() {
+        return None;
+    }
+    // SAFETY: librdkafka says how long the metadata are.
+    let bytes = unsafe { std::slice::from_raw_parts(element.metadata.cast::<u8>(), element.metadata_size) };
+    Metadata::decode(bytes)
+}
