@@ -25,7 +25,8 @@ use std::time::Duration;
 use axum::body::{Body, HttpBody};
 use axum::extract::{Request, State};
 use axum::http::header::{
-    CACHE_CONTROL, CONNECTION, CONTENT_SECURITY_POLICY, CONTENT_TYPE, HeaderValue, X_CONTENT_TYPE_OPTIONS,
+    CACHE_CONTROL, CONNECTION, CONTENT_SECURITY_POLICY, CONTENT_TYPE, HeaderValue,
+    X_CONTENT_TYPE_OPTIONS,
 };
 use axum::http::{Method, StatusCode};
 use axum::middleware::{self, Next};
@@ -63,7 +64,9 @@ pub struct Sources {
 
 #[derive(Debug, thiserror::Error)]
 pub enum AdminError {
-    #[error("admin.listen = \"{address}\" cannot be used; choose a free address, or \"\" to turn the admin server off")]
+    #[error(
+        "admin.listen = \"{address}\" cannot be used; choose a free address, or \"\" to turn the admin server off"
+    )]
     Bind { address: SocketAddr, source: io::Error },
 }
 
@@ -117,7 +120,13 @@ async fn serve_within(
         match accepted {
             Ok((stream, _)) => {
                 let place = connections.enter();
-                tasks.spawn(serve_connection(stream, place, router.clone(), limits.head, closing.subscribe()));
+                tasks.spawn(serve_connection(
+                    stream,
+                    place,
+                    router.clone(),
+                    limits.head,
+                    closing.subscribe(),
+                ));
             }
             Err(error) => {
                 warn!(%error, "Failed to accept an admin connection.");
@@ -182,7 +191,9 @@ fn router(sources: Sources) -> Router {
         .route("/readyz", get(readyz))
         .route("/metrics", get(metrics))
         .route("/status", get(status))
-        .fallback(async || (StatusCode::NOT_FOUND, format!("there is no such page; known pages:\n{ENDPOINTS}")))
+        .fallback(async || {
+            (StatusCode::NOT_FOUND, format!("there is no such page; known pages:\n{ENDPOINTS}"))
+        })
         .layer(middleware::from_fn(harden))
         .with_state(sources)
 }
@@ -204,7 +215,9 @@ async fn livez(State(sources): State<Sources>) -> Response {
 async fn readyz(State(sources): State<Sources>) -> Response {
     match sources.readiness.ready() {
         Ok(()) => "ready\n".into_response(),
-        Err(reasons) => (StatusCode::SERVICE_UNAVAILABLE, reasons.join("\n") + "\n").into_response(),
+        Err(reasons) => {
+            (StatusCode::SERVICE_UNAVAILABLE, reasons.join("\n") + "\n").into_response()
+        }
     }
 }
 
@@ -224,7 +237,8 @@ async fn status(State(sources): State<Sources>) -> Response {
 
 /// On a thread of its own: what waits for a lock there must not keep a probe waiting.
 async fn aside(answer: impl FnOnce() -> Response + Send + 'static) -> Response {
-    let failed = |_| (StatusCode::INTERNAL_SERVER_ERROR, "this page failed; see the log\n").into_response();
+    let failed =
+        |_| (StatusCode::INTERNAL_SERVER_ERROR, "this page failed; see the log\n").into_response();
     spawn_blocking(answer).await.unwrap_or_else(failed)
 }
 
@@ -274,7 +288,11 @@ mod tests {
 
     impl Server {
         fn start(sources: Sources, limits: Limits) -> Self {
-            let runtime = runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().unwrap();
+            let runtime = runtime::Builder::new_multi_thread()
+                .worker_threads(1)
+                .enable_all()
+                .build()
+                .unwrap();
             let listener = runtime.block_on(bind("127.0.0.1:0".parse().unwrap())).unwrap();
             let address = listener.local_addr().unwrap();
             let (stop, stopped) = oneshot::channel::<()>();
@@ -295,7 +313,9 @@ mod tests {
         /// The whole answer, head and body.
         fn ask(&self, head: &str) -> String {
             let mut stream = self.connect();
-            stream.write_all(format!("{head}\r\nHost: x\r\nConnection: close\r\n\r\n").as_bytes()).unwrap();
+            stream
+                .write_all(format!("{head}\r\nHost: x\r\nConnection: close\r\n\r\n").as_bytes())
+                .unwrap();
             let mut answer = String::new();
             stream.read_to_string(&mut answer).unwrap();
             answer
@@ -351,8 +371,10 @@ mod tests {
     fn a_stall_is_answered_with_its_reason() {
         let stall = Arc::new(Mutex::new(Ok(())));
         let told = Arc::clone(&stall);
-        let server =
-            Server::start(Sources { liveness: Arc::new(move || told.lock().unwrap().clone()), ..sources() }, LIMITS);
+        let server = Server::start(
+            Sources { liveness: Arc::new(move || told.lock().unwrap().clone()), ..sources() },
+            LIMITS,
+        );
         check(&server.get("/livez"), "200", "\r\n\r\nok\n");
         *stall.lock().unwrap() = Err("worker 1 has stalled".to_owned());
         check(&server.get("/livez"), "503", "\r\n\r\nworker 1 has stalled\n");
@@ -444,7 +466,9 @@ mod tests {
             .map(|at| {
                 let mut stream = server.connect();
                 let path = if at % 2 == 0 { "/status" } else { "/metrics" };
-                stream.write_all(format!("GET {path} HTTP/1.1\r\nHost: x\r\n\r\n").as_bytes()).unwrap();
+                stream
+                    .write_all(format!("GET {path} HTTP/1.1\r\nHost: x\r\n\r\n").as_bytes())
+                    .unwrap();
                 stream
             })
             .collect();
@@ -457,7 +481,8 @@ mod tests {
 
     #[test]
     fn a_head_that_does_not_end_is_given_up() {
-        let server = Server::start(sources(), Limits { head: Duration::from_millis(200), ..LIMITS });
+        let server =
+            Server::start(sources(), Limits { head: Duration::from_millis(200), ..LIMITS });
         let silent = server.connect();
         let mut dripping = server.connect();
         let start = Instant::now();

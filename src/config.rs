@@ -12,8 +12,10 @@
 
 mod error;
 mod handler;
+mod identity;
 mod known;
 mod layers;
+mod names;
 mod properties;
 mod raw;
 mod resolve;
@@ -31,11 +33,11 @@ pub use self::properties::Properties;
 use self::layers::Layers;
 use crate::dedup::expiry::Window;
 use crate::handler::{http, retry};
-use crate::identity;
 use crate::record::Timestamp;
 
-/// Where a configuration comes from; what is further down counts more.
-#[derive(Clone, Debug, Default)]
+/// Where a configuration comes from; what is further down counts more. Not `Debug`: the environment
+/// holds passwords.
+#[derive(Clone, Default)]
 pub struct Sources<'a> {
     /// TOML. Without a file, every key comes from the other layers.
     pub file: Option<&'a Path>,
@@ -69,7 +71,7 @@ pub fn load(sources: &Sources<'_>) -> Result<Config, ConfigError> {
     for argument in sources.set {
         layers.add_set(argument);
     }
-    let table = layers.to_table();
+    let table = layers.table();
     let mut problems = std::mem::take(&mut layers.problems);
     match table.try_into() {
         Ok(raw) => {
@@ -78,8 +80,7 @@ pub fn load(sources: &Sources<'_>) -> Result<Config, ConfigError> {
         }
         // The keys and forms were checked; whatever is left is still no reason to panic.
         Err(error) => {
-            let message = error.message().to_owned();
-            problems.push(Problem { key: "configuration".into(), value: None, message });
+            problems.push(Problem::new("configuration", None, error.message()));
             Err(ConfigError { problems })
         }
     }
@@ -157,7 +158,7 @@ pub struct Route {
     /// At least one; no other route has any of them.
     pub topics: Vec<Arc<str>>,
     pub mode: Mode,
-    pub identity: identity::Config,
+    pub identity: crate::identity::Config,
     pub missing: Missing,
     pub window: Window,
     pub handler: HandlerKind,

@@ -30,7 +30,9 @@ pub enum LogFormat {
 
 #[derive(Debug, thiserror::Error)]
 pub enum LoggingError {
-    #[error("{source_name} = \"{filter}\" is not a log filter ({reason}); write it like \"{DEFAULT_FILTER}\"")]
+    #[error(
+        "{source_name} = \"{filter}\" is not a log filter ({reason}); write it like \"{DEFAULT_FILTER}\""
+    )]
     Filter { source_name: &'static str, filter: String, reason: String },
     #[error("{VARIABLE} = {0:?} is not UTF-8; write it like \"{DEFAULT_FILTER}\"")]
     NotUtf8(OsString),
@@ -49,7 +51,10 @@ pub fn init(format: LogFormat, default_filter: &str) -> Result<(), LoggingError>
     subscriber(format, filter, ansi, io::stderr).try_init().map_err(|_| LoggingError::Taken)
 }
 
-fn filter(variable: Result<String, VarError>, default_filter: &str) -> Result<EnvFilter, LoggingError> {
+fn filter(
+    variable: Result<String, VarError>,
+    default_filter: &str,
+) -> Result<EnvFilter, LoggingError> {
     let (source_name, filter) = match variable {
         Ok(filter) if !filter.trim().is_empty() => (VARIABLE, filter),
         Ok(_) | Err(VarError::NotPresent) => ("the log filter", default_filter.to_owned()),
@@ -62,7 +67,12 @@ fn filter(variable: Result<String, VarError>, default_filter: &str) -> Result<En
     })
 }
 
-fn subscriber<W>(format: LogFormat, filter: EnvFilter, ansi: bool, writer: W) -> Box<dyn Subscriber + Send + Sync>
+fn subscriber<W>(
+    format: LogFormat,
+    filter: EnvFilter,
+    ansi: bool,
+    writer: W,
+) -> Box<dyn Subscriber + Send + Sync>
 where
     W: for<'a> MakeWriter<'a> + Send + Sync + 'static,
 {
@@ -115,7 +125,8 @@ mod tests {
     #[test]
     fn an_event_in_json_has_its_fields_beside_the_message() {
         let log = || tracing::warn!(partition = 3, "Failed to store the offset.");
-        let event: serde_json::Value = serde_json::from_str(&logged(LogFormat::Json, "info", log)).unwrap();
+        let event: serde_json::Value =
+            serde_json::from_str(&logged(LogFormat::Json, "info", log)).unwrap();
         assert_eq!(event["level"], "WARN");
         assert_eq!(event["message"], "Failed to store the offset.");
         assert_eq!(event["partition"].as_u64(), Some(3));

@@ -12,7 +12,9 @@ use std::marker::PhantomData;
 use std::sync::Arc;
 
 use prometheus::core::Collector;
-use prometheus::{HistogramOpts, HistogramVec, IntCounterVec, IntGaugeVec, Opts, Registry, TextEncoder};
+use prometheus::{
+    HistogramOpts, HistogramVec, IntCounterVec, IntGaugeVec, Opts, Registry, TextEncoder,
+};
 
 pub use prometheus::local::LocalHistogram;
 pub use prometheus::{Histogram, IntCounter, IntGauge};
@@ -80,7 +82,9 @@ impl Metrics {
     #[must_use]
     pub fn encode(&self) -> String {
         let families = self.registry.gather();
-        TextEncoder::new().encode_to_string(&families).expect("a family that was gathered has a name and a value")
+        TextEncoder::new()
+            .encode_to_string(&families)
+            .expect("a family that was gathered has a name and a value")
     }
 }
 
@@ -359,8 +363,14 @@ impl PartitionFamilies {
         let mut gauge = |name, help| catalogue.gauges(name, help, labels);
         Self {
             position: gauge("onced_position", "Every record below this offset is settled."),
-            committed_offset: gauge("onced_committed_offset", "The offset that the group has committed."),
-            lag_records: gauge("onced_lag_records", "Offsets between the committed one and the end of the log."),
+            committed_offset: gauge(
+                "onced_committed_offset",
+                "The offset that the group has committed.",
+            ),
+            lag_records: gauge(
+                "onced_lag_records",
+                "Offsets between the committed one and the end of the log.",
+            ),
             absorb_remaining_records: gauge(
                 "onced_absorb_remaining_records",
                 "Offsets that are still to be absorbed before records are handled.",
@@ -407,7 +417,10 @@ impl LogMetrics {
             ),
             entries: catalogue.gauge("onced_log_entries", "Entries in the dedup log, estimated."),
             bytes: catalogue.gauge("onced_log_bytes", "Bytes of the dedup log on disk."),
-            expired: catalogue.counter("onced_log_expired_total", "Entries that were dropped after their window."),
+            expired: catalogue.counter(
+                "onced_log_expired_total",
+                "Entries that were dropped after their window.",
+            ),
         }
     }
 }
@@ -417,8 +430,10 @@ const HANDLER_BUCKETS: [f64; 14] =
     [0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 15.0, 60.0];
 const END_TO_END_BUCKETS: [f64; 14] =
     [0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 15.0, 30.0, 60.0, 300.0, 600.0];
-const LOOKUP_BUCKETS: [f64; 13] =
-    [0.000_01, 0.000_025, 0.000_05, 0.0001, 0.000_25, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1];
+const LOOKUP_BUCKETS: [f64; 13] = [
+    0.000_01, 0.000_025, 0.000_05, 0.0001, 0.000_25, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025,
+    0.05, 0.1,
+];
 const WRITE_BUCKETS: [f64; 13] =
     [0.000_05, 0.0001, 0.000_25, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.5, 1.0];
 const MINUTE: f64 = 60.0;
@@ -472,7 +487,10 @@ impl Catalogue {
     }
 
     fn histograms(&mut self, name: &str, help: &str, buckets: &[f64]) -> HistogramVec {
-        self.add(HistogramVec::new(HistogramOpts::new(name, help).buckets(buckets.into()), &["route"]))
+        self.add(HistogramVec::new(
+            HistogramOpts::new(name, help).buckets(buckets.into()),
+            &["route"],
+        ))
     }
 
     /// CPU, memory and descriptors of the process, where the system tells them.
@@ -489,7 +507,9 @@ impl Catalogue {
 
     fn register(&mut self, collector: impl Collector + 'static) {
         self.names.extend(collector.desc().iter().map(|desc| desc.fq_name.clone()));
-        self.registry.register(Box::new(collector)).expect("a family of the catalogue is registered once");
+        self.registry
+            .register(Box::new(collector))
+            .expect("a family of the catalogue is registered once");
     }
 }
 
@@ -553,10 +573,12 @@ mod tests {
 
     #[test]
     fn labels_are_those_of_the_contract_and_each_has_its_own_counter() {
-        let verdicts = ["fresh", "duplicate", "replayed", "conflict", "in_doubt", "unidentified", "absorbed"];
+        let verdicts =
+            ["fresh", "duplicate", "replayed", "conflict", "in_doubt", "unidentified", "absorbed"];
         assert_eq!(labels_of::<VerdictLabel>(), verdicts);
         assert_eq!(labels_of::<OutcomeLabel>(), ["done", "retry", "reject", "fatal"]);
-        let reasons = ["rejected", "exhausted", "conflict", "missing-identity", "undecodable", "too-large"];
+        let reasons =
+            ["rejected", "exhausted", "conflict", "missing-identity", "undecodable", "too-large"];
         assert_eq!(labels_of::<Reason>(), reasons);
         assert!(Reason::ALL.iter().enumerate().all(|(at, reason)| reason.index() == at));
         let metrics = Metrics::new();
@@ -597,8 +619,13 @@ mod tests {
 
     #[test]
     fn buckets_rise_and_are_few() {
-        let all: [&[f64]; 5] =
-            [&HANDLER_BUCKETS, &END_TO_END_BUCKETS, &LOOKUP_BUCKETS, &WRITE_BUCKETS, &DISTANCE_BUCKETS];
+        let all: [&[f64]; 5] = [
+            &HANDLER_BUCKETS,
+            &END_TO_END_BUCKETS,
+            &LOOKUP_BUCKETS,
+            &WRITE_BUCKETS,
+            &DISTANCE_BUCKETS,
+        ];
         for buckets in all {
             assert!(buckets.len() <= 15 && buckets.is_sorted_by(|a, b| a < b), "{buckets:?}");
         }

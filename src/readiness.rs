@@ -84,7 +84,8 @@ mod tests {
         assert_eq!(readiness.ready(), Ok(()));
         let first = readiness.latch("partition payments/3 is absorbing");
         let second = readiness.clone().latch("the broker is away");
-        let both = vec!["partition payments/3 is absorbing".to_owned(), "the broker is away".to_owned()];
+        let both =
+            vec!["partition payments/3 is absorbing".to_owned(), "the broker is away".to_owned()];
         assert_eq!(readiness.ready(), Err(both));
         drop(first);
         assert_eq!(readiness.ready(), Err(vec!["the broker is away".to_owned()]));

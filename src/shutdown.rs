@@ -45,7 +45,10 @@ impl Shutdown {
     /// Returns once the request is there.
     pub async fn wait(&self) {
         let mut requested = self.requested.subscribe();
-        requested.wait_for(|requested| *requested).await.expect("the sender lives as long as `self`");
+        requested
+            .wait_for(|requested| *requested)
+            .await
+            .expect("the sender lives as long as `self`");
     }
 }
 
@@ -65,7 +68,9 @@ pub fn listen() -> io::Result<Shutdown> {
     };
     let shutdown = Shutdown::new();
     let requested = shutdown.clone();
-    thread::Builder::new().name("signals".into()).spawn(move || runtime.block_on(serve(signals, &requested)))?;
+    thread::Builder::new()
+        .name("signals".into())
+        .spawn(move || runtime.block_on(serve(signals, &requested)))?;
     Ok(shutdown)
 }
 

@@ -123,7 +123,10 @@ impl Source {
     /// # Errors
     /// The client's, where nothing was sent.
     pub fn commit(&self, positions: &[Position]) -> Result<(), KafkaError> {
-        self.commit_in(positions, CommitMode::Async)
+        if positions.is_empty() {
+            return Ok(());
+        }
+        self.poller.commit(&commits(positions)?)
     }
 
     /// Commits and waits for the answer.
@@ -131,20 +134,10 @@ impl Source {
     /// # Errors
     /// The broker's: the offsets may or may not have moved.
     pub fn commit_now(&self, positions: &[Position]) -> Result<(), KafkaError> {
-        self.commit_in(positions, CommitMode::Sync)
-    }
-
-    fn commit_in(&self, positions: &[Position], mode: CommitMode) -> Result<(), KafkaError> {
         if positions.is_empty() {
             return Ok(());
         }
-        let mut list = TopicPartitionList::with_capacity(positions.len());
-        for Position { partition, offset, metadata } in positions {
-            let mut element = list.add_partition(&partition.topic, partition.index);
-            element.set_offset(KafkaOffset::Offset(offset.0))?;
-            element.set_metadata(metadata);
-        }
-        match self.consumer.commit(&list, mode) {
+        match self.consumer.commit(&commits(positions)?, CommitMode::Sync) {
             // The offsets were there already.
             Err(KafkaError::ConsumerCommit(RDKafkaErrorCode::NoOffset)) => Ok(()),
             result => result,
@@ -157,18 +150,21 @@ impl Source {
         self.poller.high_watermark(partition)
     }
 
-    /// Leaves the group. Call it after everything was given back, then poll until
-    /// [`Source::closed`].
-    ///
-    /// # Errors
-    /// The client's.
-    pub fn close(&self) -> Result<(), KafkaError> {
-        self.consumer.close_queue()
-    }
-
+    /// Leaves the group, once everything was given back. False: it took longer than this; the
+    /// broker notices by itself.
     #[must_use]
-    pub fn closed(&self) -> bool {
-        self.consumer.closed()
+    pub fn leave(self, patience: Duration) -> bool {
+        let Self { poller, consumer } = self;
+        drop(poller);
+        // Closing waits for the coordinator, which may be gone.
+        let (left, waits) = std::sync::mpsc::channel();
+        let leave = move || {
+            drop(consumer);
+            // Nobody waits any more after the patience has ended.
+            let _ = left.send(());
+        };
+        let thread = std::thread::Builder::new().name("leave".to_owned()).spawn(leave);
+        thread.is_ok() && waits.recv_timeout(patience).is_ok()
     }
 
     fn eager(&self) -> bool {
@@ -180,6 +176,16 @@ fn list(starts: &[(Partition, Offset)]) -> Result<TopicPartitionList, KafkaError
     let mut list = TopicPartitionList::with_capacity(starts.len());
     for (partition, offset) in starts {
         list.add_partition_offset(&partition.topic, partition.index, KafkaOffset::Offset(offset.0))?;
+    }
+    Ok(list)
+}
+
+fn commits(positions: &[Position]) -> Result<TopicPartitionList, KafkaError> {
+    let mut list = TopicPartitionList::with_capacity(positions.len());
+    for Position { partition, offset, metadata } in positions {
+        let mut element = list.add_partition(&partition.topic, partition.index);
+        element.set_offset(KafkaOffset::Offset(offset.0))?;
+        element.set_metadata(metadata);
     }
     Ok(list)
 }

@@ -25,6 +25,14 @@ pub struct Problem {
     pub message: String,
 }
 
+impl Problem {
+    pub(super) fn new(key: impl Into<String>, value: Option<String>, message: &str) -> Self {
+        // Names of variables and what parsers say may hold anything; a problem is one line.
+        let message = message.replace('\n', ", ").replace(char::is_control, "?");
+        Self { key: key.into(), value, message }
+    }
+}
+
 impl fmt::Display for Problem {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match &self.value {
@@ -56,10 +64,10 @@ const SHOWN_CHARS_MAX: usize = 200;
 /// A value in one line.
 pub(super) fn value_text(value: &Value) -> String {
     let text = whole_text(value);
-    match text.char_indices().nth(SHOWN_CHARS_MAX) {
-        Some((end, _)) => format!("{}...", &text[..end]),
-        None => text,
+    if text.chars().count() <= SHOWN_CHARS_MAX {
+        return text;
     }
+    text.chars().take(SHOWN_CHARS_MAX).chain("...".chars()).collect()
 }
 
 fn whole_text(value: &Value) -> String {

@@ -76,7 +76,8 @@ fn check_keys(at: &mut Section<'_>, raw: &raw::Handler, kind: &str) {
             let available = kinds.iter().any(|kind| AVAILABLE.contains(kind));
             let note = if available { "" } else { ", not available in this version" };
             let rule = format!(
-                "belongs to the {} handler{note}; the handler of this route is {kind:?}: leave it out",
+                "belongs to the {} handler{note}; the handler of this route is {kind:?}: leave it \
+                 out",
                 any_of(kinds)
             );
             at.problem(&format!("handler.{key}"), rule);

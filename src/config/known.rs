@@ -104,9 +104,15 @@ pub(super) fn find(path: &[String]) -> Found {
 /// The known key or section that is most like this path.
 pub(super) fn nearest(path: &[String]) -> String {
     let wanted = comparable(&path.join("."));
-    candidates(path.get(1).map_or("NAME", String::as_str))
+    candidates(route_in(path).unwrap_or("NAME"))
         .min_by_key(|candidate| difference(&wanted, &comparable(candidate)))
         .unwrap_or_default()
+}
+
+/// The name of the route, where the path looks like one of a route.
+fn route_in(path: &[String]) -> Option<&str> {
+    let [section, route, ..] = path else { return None };
+    (strsim::osa_distance(section, "routes") <= 2).then_some(route)
 }
 
 /// Every key and section; `route` is the name to show for routes.
@@ -171,11 +177,6 @@ impl Form {
         }
     }
 
-    /// True where a value must not appear in an error or a log.
-    pub(super) fn is_secret(self) -> bool {
-        self == Self::Property
-    }
-
     /// A value that comes as plain text, from a variable or an argument. TOML where the form asks
     /// for it; for text, 5 is "5".
     pub(super) fn read(self, text: &str) -> Value {
@@ -185,6 +186,7 @@ impl Form {
             }
             Self::List => match parse(text) {
                 Some(list @ Value::Array(_)) => list,
+                _ if text.is_empty() => Value::Array(Vec::new()),
                 _ => Value::Array(vec![Value::from(unquoted(text))]),
             },
             _ => Value::from(unquoted(text)),
@@ -237,6 +239,8 @@ mod tests {
         check_nearest("routes.payments.ttl", "routes.payments.window.ttl");
         check_nearest("routes.payments.handler.attempts", "routes.payments.retry.attempts");
         check_nearest("kafka.dir", "log.dir");
+        check_nearest("ttl", "routes.NAME.window.ttl");
+        check_nearest("route.payments.ttl", "routes.payments.window.ttl");
     }
 
     #[test]
@@ -281,6 +285,7 @@ mod tests {
         assert_eq!(Form::List.read("['a', 'b']"), Value::from(vec!["a", "b"]));
         assert_eq!(Form::List.read("a"), Value::from(vec!["a"]));
         assert_eq!(Form::List.read("5"), Value::from(vec!["5"]));
+        assert_eq!(Form::List.read(""), Value::Array(Vec::new()));
     }
 
     #[test]

@@ -15,9 +15,10 @@ use toml::{Spanned, Table, Value};
 
 use super::error::{Problem, key_text, value_text};
 use super::known::{self, Form, Found};
+use super::names;
 
 /// What all layers together say.
-#[derive(Debug, Default)]
+#[derive(Default)]
 pub(super) struct Layers {
     given: BTreeMap<String, Given>,
     /// Every route that a layer names, also one without a key, and where it is first named.
@@ -26,7 +27,6 @@ pub(super) struct Layers {
 }
 
 /// One value; the highest layer that has the key wins.
-#[derive(Debug)]
 pub(super) struct Given {
     path: Vec<String>,
     form: Form,
@@ -39,12 +39,10 @@ pub(super) struct Given {
 impl Given {
     /// The value as an error may show it.
     pub(super) fn shown(&self) -> Option<String> {
-        match &self.value {
-            _ if self.form.is_secret() => None,
-            Value::String(url) if self.form == Form::Url => {
-                Some(value_text(&Value::from(without_userinfo(url))))
-            }
-            value => Some(value_text(value)),
+        match (self.form, &self.value) {
+            (Form::Url, Value::String(url)) => Some(value_text(&without_userinfo(url).into())),
+            (Form::Url | Form::Property, _) => None,
+            (_, value) => Some(value_text(value)),
         }
     }
 }
@@ -52,8 +50,10 @@ impl Given {
 /// Also where the text is not a URL: a misspelled one is no less secret.
 fn without_userinfo(url: &str) -> String {
     let Some((before, rest)) = url.rsplit_once('@') else { return url.into() };
-    let scheme = before.find("://").map_or("", |end| &before[..end + 3]);
-    format!("{scheme}...@{rest}")
+    match before.split_once("://") {
+        Some((scheme, _)) => format!("{scheme}://...@{rest}"),
+        None => format!("...@{rest}"),
+    }
 }
 
 /// Where a value comes from.
@@ -95,9 +95,6 @@ fn line_of(text: &str, at: usize) -> usize {
     1 + text.bytes().take(at).filter(|byte| *byte == b'\n').count()
 }
 
-/// What every variable of onced starts with.
-const PREFIX: &str = "ONCED_";
-
 impl Layers {
     /// Adds a file. False where it cannot be read, or is no TOML: what is missing in the other
     /// layers is then no use to know.
@@ -113,7 +110,7 @@ impl Layers {
         for error in &errors {
             // The message alone: the snippet of the full error may hold a password.
             let line = line_of(&text, error.span().map_or(0, |span| span.start));
-            let message = format!("not valid TOML: {}", error.message().replace('\n', ", "));
+            let message = format!("not valid TOML: {}", error.message());
             self.refuse(format!("{}:{line}", path.display()), message);
         }
         if errors.is_empty() {
@@ -126,10 +123,10 @@ impl Layers {
     /// keys, so that the latter count.
     pub(super) fn add_environment(&mut self, variables: &[(String, String)]) {
         let mut variables: Vec<_> =
-            variables.iter().filter(|(name, text)| is_key(name, text)).collect();
+            variables.iter().filter(|(name, text)| names::is_key(name, text)).collect();
         variables.sort();
         for (name, text) in variables {
-            let path = self.path_of_variable(&name[PREFIX.len()..]);
+            let path = names::of_variable(name, self.routes.keys());
             self.add_text(path, text, Origin::Variable(name.clone()));
         }
     }
@@ -137,16 +134,18 @@ impl Layers {
     /// Adds one `section.key=value`.
     pub(super) fn add_set(&mut self, argument: &str) {
         let Some((key, text)) = argument.split_once('=') else {
-            let message = "must be section.key=value (--set)".to_owned();
-            return self.refuse(argument.to_owned(), message);
+            // No more than looks like a key: the rest may be a secret.
+            let part = |letter: char| letter.is_alphanumeric() || "._-".contains(letter);
+            let key: String = argument.chars().take_while(|letter| part(*letter)).collect();
+            return self.refuse(format!("--set {key}"), "must be section.key=value".to_owned());
         };
         let key = key.trim();
-        self.add_text(path_of_set(key), text.trim(), Origin::Set(key.to_owned()));
+        self.add_text(names::of_set(key), text.trim(), Origin::Set(key.to_owned()));
     }
 
     /// Checks the form of what is given and returns it as one table. What does not have its form
     /// is left out.
-    pub(super) fn to_table(&mut self) -> Table {
+    pub(super) fn table(&mut self) -> Table {
         let mut root = Table::new();
         for name in self.routes.keys() {
             insert(&mut root, &["routes".to_owned(), name.clone()], Value::Table(Table::new()));
@@ -156,11 +155,8 @@ impl Layers {
                 Ok(value) => insert(&mut root, &given.path, value),
                 Err(rule) => {
                     given.usable = false;
-                    self.problems.push(Problem {
-                        key: key.clone(),
-                        value: given.shown(),
-                        message: format!("{rule} ({})", given.origin),
-                    });
+                    let rule = format!("{rule} ({})", given.origin);
+                    self.problems.push(Problem::new(key.clone(), given.shown(), &rule));
                 }
             }
         }
@@ -255,69 +251,18 @@ impl Layers {
         }
     }
 
-    /// Variables have no case, and no hyphen: a route that is there already gives its spelling.
-    fn path_of_variable(&self, rest: &str) -> Vec<String> {
-        let mut path: Vec<_> = rest.split("__").map(str::to_lowercase).collect();
-        if path.len() > 2 && path[0] == "kafka" && path[1] == "properties" {
-            let name = path.split_off(2).join(".").replace('_', ".");
-            path.push(name);
-        }
-        if path.len() > 1 && path[0] == "routes" {
-            path[1] = self.route_like(&path[1]);
-        }
-        path
-    }
-
-    fn route_like(&self, name: &str) -> String {
-        if self.routes.contains_key(name) {
-            return name.to_owned();
-        }
-        let folded = |name: &str| name.to_lowercase().replace('-', "_");
-        let mut routes = self.routes.keys();
-        routes.find(|route| folded(route) == folded(name)).cloned().unwrap_or_else(|| name.into())
-    }
-
     /// Without the value, which may be a secret: nothing is known about this key.
     fn refuse_unknown(&mut self, path: &[String], origin: &Origin) {
         let mut nearest = known::nearest(path);
         if let Origin::Variable(_) = origin {
-            let variable = nearest.to_uppercase().replace('.', "__").replace('-', "_");
-            nearest = format!("{nearest}, as a variable {PREFIX}{variable}");
+            nearest = format!("{nearest}, as a variable {}", names::variable(&nearest));
         }
         let message = format!("unknown key ({origin}); the nearest known key is {nearest}");
         self.refuse(key_text(path), message);
     }
 
     fn refuse(&mut self, key: String, message: String) {
-        self.problems.push(Problem { key, value: None, message });
-    }
-}
-
-/// True where a variable is meant to be a key.
-fn is_key(name: &str, text: &str) -> bool {
-    name.starts_with(PREFIX)
-        && name != "ONCED_LOG"
-        && !name.starts_with("ONCED_TEST_")
-        && !is_service_link(name, text)
-}
-
-/// Kubernetes gives every container the addresses of the services around it: for a service called
-/// `onced`, `ONCED_SERVICE_HOST`, `ONCED_PORT` and `ONCED_PORT_9464_TCP_ADDR`. No key looks so.
-fn is_service_link(name: &str, text: &str) -> bool {
-    let numbered = |(_, rest): (&str, &str)| rest.starts_with(|digit: char| digit.is_ascii_digit());
-    !name.contains("__")
-        && (name.ends_with("_SERVICE_HOST")
-            || name.contains("_SERVICE_PORT")
-            || name.split_once("_PORT_").is_some_and(numbered)
-            || name.ends_with("_PORT") && text.contains("://"))
-}
-
-/// Quoted parts are allowed, as in TOML. A property's name may also keep its dots unquoted.
-fn path_of_set(key: &str) -> Vec<String> {
-    let unquoted = |part: &str| part.trim().trim_matches(['"', '\'']).to_owned();
-    match key.strip_prefix("kafka.properties.") {
-        Some(name) => vec!["kafka".into(), "properties".into(), unquoted(name)],
-        None => key.split('.').map(unquoted).collect(),
+        self.problems.push(Problem::new(key, None, &message));
     }
 }
 
@@ -339,7 +284,6 @@ fn insert(table: &mut Table, path: &[String], value: Value) {
 #[cfg(test)]
 mod tests {
     use super::super::tests::{File, check_refused, load_only, load_set};
-    use super::super::{Sources, load};
 
     const FILE: &str = r#"
         [kafka]
@@ -368,72 +312,6 @@ mod tests {
     fn the_last_of_two_set_arguments_wins() {
         let config = load_set(&["kafka.group=a", "kafka.group=b"]).unwrap();
         assert_eq!(config.kafka.group, "b");
-    }
-
-    #[test]
-    fn a_variable_finds_the_route_whatever_its_spelling() {
-        let file = File::new(FILE);
-        let config =
-            file.load(&[("ONCED_ROUTES__PAYMENTS_EU__HANDLER__CONCURRENCY", "9")], &[]).unwrap();
-        assert_eq!(config.routes.len(), 1);
-        assert_eq!(config.routes[0].concurrency, 9);
-    }
-
-    #[test]
-    fn a_variable_prefers_the_route_of_its_own_spelling() {
-        let text = FILE.replace("payments-eu", "payments_eu").replace("\"payments\"", "\"other\"");
-        let file = File::new(format!("{FILE}{}", &text[text.find("[routes").unwrap()..]));
-        let config =
-            file.load(&[("ONCED_ROUTES__PAYMENTS_EU__HANDLER__CONCURRENCY", "9")], &[]).unwrap();
-        let of =
-            |name| config.routes.iter().find(|route| &*route.name == name).unwrap().concurrency;
-        assert_eq!((of("payments-eu"), of("payments_eu")), (7, 9));
-    }
-
-    #[test]
-    fn variables_alone_make_a_configuration() {
-        let env = [
-            ("ONCED_KAFKA__GROUP", "5"),
-            ("ONCED_KAFKA__PROPERTIES__SASL_USERNAME", "u"),
-            ("ONCED_KAFKA__PROPERTIES__SASL__PASSWORD", "'p'"),
-            ("ONCED_ADMIN__LISTEN", ""),
-            ("ONCED_LOG__DIR", "/var/lib/onced"),
-            ("ONCED_ROUTES__PAYMENTS_EU__TOPICS", "[\"a\", \"b\"]"),
-            ("ONCED_ROUTES__PAYMENTS_EU__HANDLER__KIND", "stdout"),
-            ("ONCED_ROUTES__PAYMENTS_EU__HANDLER__RATE", "100"),
-            ("ONCED_ROUTES__PAYMENTS_EU__WINDOW__TTL", "2h"),
-            ("ONCED_ROUTES__PAYMENTS_EU__RETRY__BACKOFF", "{ factor = 3, jitter = false }"),
-            ("ONCED_ROUTES__PAYMENTS_EU__RETRY__BACKOFF__FACTOR", "4"),
-            ("PATH", "/bin"),
-        ];
-        let env = env.map(|(name, value)| (name.to_owned(), value.to_owned())).to_vec();
-        let config = load(&Sources { env, ..Sources::default() }).unwrap();
-        assert_eq!(config.kafka.group, "5");
-        let properties: Vec<_> = config.kafka.properties.iter().collect();
-        assert_eq!(properties, [("sasl.password", "p"), ("sasl.username", "u")]);
-        assert_eq!(config.admin.listen, None);
-        let route = &config.routes[0];
-        assert_eq!(&*route.name, "payments_eu");
-        assert_eq!(route.topics.len(), 2);
-        assert_eq!(route.rate, 100);
-        assert_eq!(route.window.ttl.as_secs(), 7200);
-        assert_eq!(route.retry.backoff.factor, 4.0);
-        assert!(!route.retry.backoff.jitter);
-    }
-
-    #[test]
-    fn variables_with_another_purpose_are_left_alone() {
-        let file = File::new(FILE);
-        let env = [
-            ("ONCED_LOG", "debug"),
-            ("ONCED_TEST_KAFKA__BROKER", "x"),
-            ("ONCED_SERVICE_HOST", "10.0.0.1"),
-            ("ONCED_SERVICE_PORT_ADMIN", "9464"),
-            ("ONCED_PORT", "tcp://10.0.0.1:9464"),
-            ("ONCED_PORT_9464_TCP_ADDR", "10.0.0.1"),
-            ("ONCED_ADMIN_PORT_9464_TCP", "tcp://10.0.0.1:9464"),
-        ];
-        assert!(file.load(&env, &[]).is_ok());
     }
 
     #[test]
@@ -515,25 +393,7 @@ mod tests {
 
     #[test]
     fn a_set_argument_without_a_value_is_an_error() {
-        check_refused(&["log.dir"], &["log.dir: must be section.key=value (--set)"]);
-    }
-
-    #[test]
-    fn a_set_argument_may_be_spelled_as_in_a_file() {
-        let config = load_set(&[
-            "kafka.group = \"x=y\"",
-            "kafka.properties.\"client.id\" = \"me\"",
-            "kafka.properties.socket.keepalive.enable=true",
-            "routes.\"payments\".topics = ['a', 'b']",
-            "routes.payments.retry = { attempts = 9, backoff = { first = '1s' } }",
-        ])
-        .unwrap();
-        assert_eq!(config.kafka.group, "x=y");
-        let properties: Vec<_> = config.kafka.properties.iter().collect();
-        assert_eq!(properties, [("client.id", "me"), ("socket.keepalive.enable", "true")]);
-        assert_eq!(config.routes[0].topics.len(), 2);
-        assert_eq!(config.routes[0].retry.attempts, 9);
-        assert_eq!(config.routes[0].retry.backoff.first.as_secs(), 1);
+        check_refused(&["log.dir x"], &["--set log.dir: must be section.key=value"]);
     }
 
     #[test]

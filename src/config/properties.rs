@@ -38,7 +38,8 @@ impl fmt::Debug for Properties {
 
 const BROKERS: &str = "set kafka.brokers instead";
 const GROUP: &str = "set kafka.group instead";
-const COMMITS: &str = "onced commits an offset itself, when every record below it is settled; see kafka.commit_interval";
+const COMMITS: &str = "onced commits an offset when every record below it is settled; see \
+                       kafka.commit_interval";
 const STORES: &str = "onced decides itself which offset may be committed";
 const RESET: &str = "set kafka.start instead; a position that is gone is never replaced in silence";
 const ISOLATION: &str = "always read_committed: what an aborted transaction wrote was never sent";

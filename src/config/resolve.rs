@@ -168,12 +168,13 @@ fn runtime(mut at: Section<'_>, raw: &raw::Runtime, kafka: &Kafka) -> Runtime {
     );
     let poll_max = max_poll_interval(kafka);
     if drain_timeout >= poll_max {
-        let poll_max = humantime::format_duration(poll_max);
-        let rule = "must be shorter than max.poll.interval.ms of kafka.properties";
-        at.problem(
-            "drain_timeout",
-            format!("{rule} ({poll_max}): a longer drain loses the partition"),
+        let drain = humantime::format_duration(drain_timeout);
+        let poll = humantime::format_duration(poll_max);
+        let rule = format!(
+            "{drain} is not shorter than max.poll.interval.ms of kafka.properties ({poll}): a drain \
+             as long as that loses the partition"
         );
+        at.problem("drain_timeout", rule);
     }
     Runtime { workers: workers as usize, drain_timeout }
 }
@@ -192,11 +193,8 @@ fn max_poll_interval(kafka: &Kafka) -> Duration {
 /// What must hold between routes.
 fn check_routes(layers: &Layers, routes: &[Route], problems: &mut Vec<Problem>) {
     if routes.is_empty() && layers.routes.is_empty() {
-        problems.push(Problem {
-            key: "routes".into(),
-            value: None,
-            message: "at least one route is needed, as in [routes.payments]".into(),
-        });
+        let rule = "at least one route is needed, as in [routes.payments]";
+        problems.push(Problem::new("routes", None, rule));
     }
     let mut owners: BTreeMap<&str, &str> = BTreeMap::new();
     for route in routes {
@@ -318,8 +316,8 @@ mod tests {
     fn a_drain_ends_before_the_group_gives_the_partition_away() {
         check_refused(
             &["runtime.drain_timeout=5m"],
-            &["runtime.drain_timeout = \"5m\": must be shorter than max.poll.interval.ms of \
-               kafka.properties (5m): a longer drain loses the partition (--set \
+            &["runtime.drain_timeout = \"5m\": 5m is not shorter than max.poll.interval.ms of \
+               kafka.properties (5m): a drain as long as that loses the partition (--set \
                runtime.drain_timeout)"],
         );
         let longer = "kafka.properties.max.poll.interval.ms=600000";

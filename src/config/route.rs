@@ -10,11 +10,10 @@ use super::error::{Problem, key_text};
 use super::section::{Choices, Section};
 use super::{
     Conflict, Duplicate, Exhausted, HandlerKind, KeyGiven, Missing, Mode, Order, Route, handler,
-    raw,
+    identity, raw,
 };
 use crate::dedup::expiry::{Anchor, Window};
 use crate::handler::retry::{Backoff, Policy};
-use crate::identity::{self, Canonical, Digest, Fingerprint, KeySource};
 
 const MILLISECOND: Duration = Duration::from_millis(1);
 const HOUR: Duration = Duration::from_secs(60 * 60);
@@ -29,22 +28,13 @@ const CONCURRENCY: u32 = 64;
 const CONCURRENCY_STDOUT: u32 = 1024;
 const CONCURRENCY_MAX: u32 = 100_000;
 
+const ONE_MODE: &str = "not available in this version; under \"at-least-once\" every attempt \
+                        carries the same idempotency key";
+
 const MODES: &Choices<Mode> = &[
     ("at-least-once", Ok(Mode::AtLeastOnce)),
-    (
-        "exactly-once",
-        Err(
-            "not available in this version; with \"at-least-once\" every attempt carries the same \
-             idempotency key",
-        ),
-    ),
-    (
-        "at-most-once",
-        Err(
-            "not available in this version; with \"at-least-once\" every attempt carries the same \
-             idempotency key",
-        ),
-    ),
+    ("exactly-once", Err(ONE_MODE)),
+    ("at-most-once", Err(ONE_MODE)),
 ];
 
 const MISSING: &Choices<Missing> = &[
@@ -52,11 +42,6 @@ const MISSING: &Choices<Missing> = &[
     ("dead-letter", Ok(Missing::DeadLetter)),
     ("fail", Ok(Missing::Fail)),
 ];
-
-const CANONICAL: &Choices<Canonical> =
-    &[("json", Ok(Canonical::Json)), ("bytes", Ok(Canonical::Bytes))];
-
-const DIGEST: &Choices<Digest> = &[("blake3", Ok(Digest::Blake3)), ("xxh3", Ok(Digest::Xxh3))];
 
 const ANCHOR: &Choices<Anchor> = &[("first", Ok(Anchor::First)), ("last", Ok(Anchor::Last))];
 
@@ -95,14 +80,11 @@ pub(super) fn prefix(name: &str) -> String {
 /// Names from Rust must not hide what comes with onced.
 pub(super) fn check_registered(handlers: &[String], problems: &mut Vec<Problem>) {
     for name in handlers.iter().filter(|name| handler::is_built_in(name)) {
-        problems.push(Problem {
-            key: "handlers".into(),
-            value: None,
-            message: format!(
-                "the handler registered as {name:?} has the name of one that comes with onced; \
-                 register it under another name"
-            ),
-        });
+        let rule = format!(
+            "the handler registered as {name:?} has the name of one that comes with onced; register \
+             it under another name"
+        );
+        problems.push(Problem::new("handlers", None, &rule));
     }
 }
 
@@ -130,7 +112,7 @@ pub(super) fn resolve(
         name: name.into(),
         topics: topics(at, name, raw.topics.as_deref()),
         mode: at.choice("mode", raw.mode.as_deref(), MODES, Mode::AtLeastOnce),
-        identity: identity(at, &raw.identity, conflict),
+        identity: identity::resolve(at, &raw.identity, conflict),
         missing: at.choice(
             "identity.missing",
             raw.identity.missing.as_deref(),
@@ -187,8 +169,10 @@ fn check_name(at: &mut Section<'_>, name: &str) {
     }
 }
 
+const LEAVE_OUT: &str = "not available in this version; leave it out";
+const RESULT_MAX: u64 = 64 << 10;
+
 fn refuse_unavailable(at: &mut Section<'_>, raw: &raw::Route) {
-    const LEAVE_OUT: &str = "not available in this version; leave it out";
     if raw.shadow == Some(true) {
         at.problem(
             "shadow",
@@ -207,7 +191,6 @@ fn refuse_unavailable(at: &mut Section<'_>, raw: &raw::Route) {
     if raw.results.topic.as_deref().is_some_and(|topic| !topic.is_empty()) {
         at.problem("results.topic", LEAVE_OUT);
     }
-    const RESULT_MAX: u64 = 64 << 10;
     if at.size("results.max", raw.results.max.as_deref(), RESULT_MAX, 0..=u64::MAX) != RESULT_MAX {
         at.problem("results.max", LEAVE_OUT);
     }
@@ -226,57 +209,6 @@ fn topics(at: &mut Section<'_>, name: &str, given: Option<&[String]>) -> Vec<Arc
             Vec::new()
         }
         Some(names) => names.iter().map(|name| at.topic("topics", name)).collect(),
-    }
-}
-
-fn identity(at: &mut Section<'_>, raw: &raw::Identity, conflict: Conflict) -> identity::Config {
-    let default = identity::Config::default();
-    let keys = at.items("identity.key", raw.key.as_deref()).unwrap_or(default.keys);
-    check_keys(at, &keys);
-    identity::Config {
-        keys,
-        scope: at.items("identity.scope", raw.scope.as_deref()).unwrap_or(default.scope),
-        fingerprint: fingerprint(at, &raw.fingerprint, default.fingerprint),
-        digest: at.choice("identity.digest", raw.digest.as_deref(), DIGEST, default.digest),
-        payload_in_identity: conflict == Conflict::Process,
-    }
-}
-
-fn check_keys(at: &mut Section<'_>, keys: &[KeySource]) {
-    if keys.is_empty() {
-        at.problem(
-            "identity.key",
-            "must name at least one source, as in [\"header:Idempotency-Key\"]",
-        );
-    }
-    let fingerprint = keys.iter().position(|key| *key == KeySource::Fingerprint);
-    if fingerprint.is_some_and(|at| at + 1 < keys.len()) {
-        at.problem(
-            "identity.key",
-            "\"fingerprint\" must come last: every record has one, so that no later source is tried",
-        );
-    }
-}
-
-fn fingerprint(at: &mut Section<'_>, raw: &raw::Fingerprint, default: Fingerprint) -> Fingerprint {
-    const KEY: &str = "identity.fingerprint";
-    let canonical = at.choice(
-        &format!("{KEY}.canonical"),
-        raw.canonical.as_deref(),
-        CANONICAL,
-        default.canonical,
-    );
-    let mut pointers = |key: &str, given: Option<&[String]>| {
-        let key = format!("{KEY}.{key}");
-        if canonical == Canonical::Bytes && given.is_some_and(|given| !given.is_empty()) {
-            at.problem(&key, "needs canonical = \"json\": bytes have no fields");
-        }
-        at.items(&key, given).unwrap_or_default()
-    };
-    Fingerprint {
-        canonical,
-        include: pointers("include", raw.include.as_deref()),
-        exclude: pointers("exclude", raw.exclude.as_deref()),
     }
 }
 
@@ -359,7 +291,7 @@ mod tests {
         assert_eq!(route.identity.keys.len(), 3);
         assert_eq!(route.identity.scope.len(), 2);
         assert_eq!(route.identity.fingerprint.include.len(), 1);
-        assert_eq!(route.identity.digest, Digest::Xxh3);
+        assert_eq!(route.identity.digest, crate::identity::Digest::Xxh3);
         assert_eq!(route.missing, Missing::Fail);
         assert_eq!(route.window.ttl, HOUR);
         assert_eq!(route.window.anchor, Anchor::Last);
@@ -374,12 +306,6 @@ mod tests {
     }
 
     const SECOND: Duration = Duration::from_secs(1);
-
-    #[test]
-    fn a_conflict_that_is_processed_puts_the_payload_into_the_identity() {
-        assert!(!route(&[]).identity.payload_in_identity);
-        assert!(route(&["policy.conflict=process"]).identity.payload_in_identity);
-    }
 
     #[test]
     fn concurrency_depends_on_the_handler() {
@@ -468,39 +394,6 @@ mod tests {
             "policy.audit_topic=",
             "results={ keep = false, max = '64KiB', topic = '' }",
         ]);
-    }
-
-    #[test]
-    fn a_source_that_does_not_exist_is_named() {
-        let error = load_set(&[
-            "routes.payments.identity.key=['headr:x', 'record-key']",
-            "routes.payments.identity.fingerprint.exclude=['a']",
-        ])
-        .unwrap_err();
-        let keys: Vec<_> = error.problems.iter().map(|problem| problem.key.as_str()).collect();
-        let section = "routes.payments.identity";
-        assert_eq!(keys, [format!("{section}.key"), format!("{section}.fingerprint.exclude")]);
-        assert!(error.problems[0].message.contains("\"headr:x\""), "{error}");
-    }
-
-    #[test]
-    fn sources_that_can_never_be_reached_are_refused() {
-        for keys in ["[]", "['fingerprint', 'record-key']"] {
-            let error = load_set(&[&format!("routes.payments.identity.key={keys}")]).unwrap_err();
-            assert_eq!(error.problems.len(), 1, "{error}");
-            assert_eq!(error.problems[0].key, "routes.payments.identity.key");
-        }
-    }
-
-    #[test]
-    fn bytes_have_no_fields() {
-        check_route_refused(
-            &["identity.fingerprint={ canonical = 'bytes', exclude = ['/sent_at'] }"],
-            &[
-                "identity.fingerprint.exclude = [\"/sent_at\"]: needs canonical = \"json\": bytes have no \
-               fields (--set routes.payments.identity.fingerprint)",
-            ],
-        );
     }
 
     #[test]

@@ -19,7 +19,6 @@ use super::layers::Layers;
 pub(super) type Choices<T> = [(&'static str, Result<T, &'static str>)];
 
 /// One section, or a route with all its sections. Keys are relative to it.
-#[derive(Debug)]
 pub(super) struct Section<'a> {
     layers: &'a Layers,
     problems: &'a mut Vec<Problem>,
@@ -49,7 +48,7 @@ impl<'a> Section<'a> {
             Some(given) => format!("{rule} ({})", given.origin),
             None => rule.to_string(),
         };
-        self.problems.push(Problem { key, value, message });
+        self.problems.push(Problem::new(key, value, &message));
     }
 
     /// A problem with a key that is not there; says nothing if it is there in a wrong form, since
@@ -62,8 +61,7 @@ impl<'a> Section<'a> {
 
     /// A problem with the section itself.
     pub(super) fn problem_here(&mut self, rule: impl Display) {
-        let key = self.prefix.clone();
-        self.problems.push(Problem { key, value: None, message: rule.to_string() });
+        self.problems.push(Problem::new(self.prefix.clone(), None, &rule.to_string()));
     }
 
     /// True where the key is there in a wrong form, which was said already.
@@ -236,7 +234,10 @@ mod tests {
 
     #[test]
     fn durations_and_sizes_carry_their_unit() {
-        let config = load_set(&["log.flush_interval=1m 30s", "log.memory=1GiB"]).unwrap();
+        let config =
+            load_set(&["log.flush_interval=1m 30s", "log.memory=1GiB", "log.disk_reserve=0B"])
+                .unwrap();
+        assert_eq!(config.log.disk_reserve, 0);
         assert_eq!(config.log.flush_interval, Duration::from_secs(90));
         assert_eq!(config.log.memory, 1 << 30);
         check_refused(

@@ -204,7 +204,11 @@ pub(crate) mod testing {
     pub(crate) type Header<'a> = (&'a [u8], Option<&'a [u8]>);
 
     /// The first attempt of the record at `payments/3/42` with the identity `07...07`.
-    pub(crate) fn claim(key: Option<&[u8]>, headers: &[Header<'_>], payload: Option<&[u8]>) -> Claim {
+    pub(crate) fn claim(
+        key: Option<&[u8]>,
+        headers: &[Header<'_>],
+        payload: Option<&[u8]>,
+    ) -> Claim {
         let record = RecordBuilder::default().build(
             Partition::new("payments", 3),
             Offset(42),
@@ -248,7 +252,11 @@ mod tests {
 
     #[test]
     fn a_line_has_every_field_in_the_order_of_the_contract() {
-        let line = encoded(&claim(Some(b"user-1"), &[(b"a", Some(b"1")), (b"b", None)], Some(b"{\"x\":1}")));
+        let line = encoded(&claim(
+            Some(b"user-1"),
+            &[(b"a", Some(b"1")), (b"b", None)],
+            Some(b"{\"x\":1}"),
+        ));
         let expected = concat!(
             r#"{"identity":"07070707070707070707070707070707","attempt":1,"topic":"payments","#,
             r#""partition":3,"offset":42,"timestamp":1700000000123,"key":"user-1","#,

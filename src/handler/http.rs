@@ -22,7 +22,9 @@ use std::str::FromStr;
 use std::time::{Duration, UNIX_EPOCH};
 
 use async_trait::async_trait;
-use reqwest::header::{CONTENT_LENGTH, CONTENT_TYPE, HeaderMap, HeaderName, HeaderValue, RETRY_AFTER};
+use reqwest::header::{
+    CONTENT_LENGTH, CONTENT_TYPE, HeaderMap, HeaderName, HeaderValue, RETRY_AFTER,
+};
 use reqwest::{Client, Response, StatusCode, Url, redirect, retry};
 
 use super::{Claim, Handler, Outcome};
@@ -41,13 +43,21 @@ pub struct Config {
 /// Why a handler cannot be made from its configuration.
 #[derive(Debug, thiserror::Error)]
 pub enum HttpError {
-    #[error("handler.url is not a URL ({reason}); write it like \"http://127.0.0.1:8080/payments\"")]
+    #[error(
+        "handler.url is not a URL ({reason}); write it like \"http://127.0.0.1:8080/payments\""
+    )]
     NotAUrl { reason: String },
-    #[error("handler.url starts with \"{scheme}:\", which cannot be called; known schemes: http, https")]
+    #[error(
+        "handler.url starts with \"{scheme}:\", which cannot be called; known schemes: http, https"
+    )]
     UnknownScheme { scheme: String },
-    #[error("handler.timeout is 0, so that no call could ever end well; write a duration like \"10s\"")]
+    #[error(
+        "handler.timeout is 0, so that no call could ever end well; write a duration like \"10s\""
+    )]
     NoTimeout,
-    #[error("the HTTP client cannot be set up; check the certificates and the OpenSSL of this machine")]
+    #[error(
+        "the HTTP client cannot be set up; check the certificates and the OpenSSL of this machine"
+    )]
     Client(#[source] reqwest::Error),
 }
 
@@ -85,7 +95,8 @@ impl Http {
 
 /// The URL stays out of the errors: it may carry a password.
 fn parse_url(text: &str) -> Result<Url, HttpError> {
-    let url = Url::from_str(text).map_err(|error| HttpError::NotAUrl { reason: error.to_string() })?;
+    let url =
+        Url::from_str(text).map_err(|error| HttpError::NotAUrl { reason: error.to_string() })?;
     match url.scheme() {
         "http" | "https" => Ok(url),
         scheme => Err(HttpError::UnknownScheme { scheme: scheme.to_owned() }),
@@ -408,7 +419,9 @@ mod tests {
     #[track_caller]
     fn error_of(outcome: Outcome) -> String {
         match outcome {
-            Outcome::Retry { error, .. } | Outcome::Reject(error) | Outcome::Fatal(error) => error.to_string(),
+            Outcome::Retry { error, .. } | Outcome::Reject(error) | Outcome::Fatal(error) => {
+                error.to_string()
+            }
             Outcome::Done => panic!("done"),
         }
     }
@@ -446,9 +459,15 @@ mod tests {
         server.http().handle(&claim(None, &headers, Some(b"x"))).await;
         let illegal = [(&b"content-type"[..], Some(&b"a\r\nb: c"[..]))];
         server.http().handle(&claim(None, &illegal, Some(b"x"))).await;
-        let types: Vec<_> =
-            server.seen().iter().map(|seen| seen.header("content-type").map(str::to_owned)).collect();
-        assert_eq!(types, [Some("application/avro".to_owned()), Some("application/json".to_owned())]);
+        let types: Vec<_> = server
+            .seen()
+            .iter()
+            .map(|seen| seen.header("content-type").map(str::to_owned))
+            .collect();
+        assert_eq!(
+            types,
+            [Some("application/avro".to_owned()), Some("application/json".to_owned())]
+        );
     }
 
     #[tokio::test]
@@ -637,7 +656,9 @@ mod tests {
         check(" 120 ", Some(Duration::from_secs(120)));
         check("99999999999999999999999999", Some(Duration::MAX));
         check("Sun, 06 Nov 1994 08:49:37 GMT", Some(Duration::ZERO));
-        for nonsense in ["", "-1", "1.5", "soon", "Sun, 06 Nov 1994 08:49:37", "Sun, 99 Nov 1994 08:49:37 GMT"] {
+        for nonsense in
+            ["", "-1", "1.5", "soon", "Sun, 06 Nov 1994 08:49:37", "Sun, 99 Nov 1994 08:49:37 GMT"]
+        {
             check(nonsense, None);
         }
         assert_eq!(http_date("Sun, 06 Nov 1994 08:49:37 GMT"), Some(Timestamp(784_111_777_000)));

@@ -68,13 +68,15 @@ impl Backoff {
             return whole;
         }
         let half = whole / 2;
-        half + (whole - half).mul_f64(random.clamp(0.0, 1.0))
+        let spread = (whole - half).as_secs_f64() * random.clamp(0.0, 1.0);
+        half + Duration::try_from_secs_f64(spread).unwrap_or_default().min(whole - half)
     }
 
     fn whole(&self, attempt: u32) -> Duration {
         let steps = i32::try_from(attempt.saturating_sub(1)).unwrap_or(i32::MAX);
-        // What is too large for a `Duration`, infinity included, is larger than `max`.
-        Duration::try_from_secs_f64(self.first.as_secs_f64() * self.factor.powi(steps))
+        let growth = self.factor.powi(steps).min(f64::MAX);
+        // What is too large for a `Duration` is larger than `max`.
+        Duration::try_from_secs_f64(self.first.as_secs_f64() * growth)
             .map_or(self.max, |grown| grown.min(self.max))
     }
 }
@@ -121,6 +123,19 @@ mod tests {
         assert_eq!(policy.delay(1, None, 0.0), Some(ms(50)));
         assert_eq!(policy.delay(1, None, 0.5), Some(ms(75)));
         assert_eq!(policy.delay(1, None, 1.0), Some(ms(100)));
+    }
+
+    #[test]
+    fn the_largest_numbers_end_at_the_maximum() {
+        let backoff = Backoff {
+            first: Duration::MAX,
+            factor: f64::INFINITY,
+            max: Duration::MAX,
+            jitter: true,
+        };
+        let policy = Policy { attempts: u32::MAX, backoff };
+        assert_eq!(policy.delay(u32::MAX - 1, None, 1.0), Some(Duration::MAX));
+        assert!(policy.delay(u32::MAX - 1, None, f64::NAN) >= Some(Duration::MAX / 2));
     }
 
     #[test]
@@ -182,12 +197,12 @@ mod tests {
         fn no_number_makes_it_panic(
             attempts: u32,
             attempt: u32,
-            first: u64,
-            max: u64,
-            factor: f64,
-            random: f64,
+            first: Duration,
+            max: Duration,
+            factor in prop::num::f64::ANY,
+            random in prop::num::f64::ANY,
         ) {
-            let backoff = Backoff { first: ms(first), factor, max: ms(max), jitter: true };
+            let backoff = Backoff { first, factor, max, jitter: true };
             let _ = Policy { attempts, backoff }.delay(attempt, None, random);
         }
     }

@@ -13,6 +13,7 @@ use std::fs::File;
 use std::io::{self, ErrorKind, Write};
 use std::os::fd::AsFd;
 use std::os::unix::fs::FileExt;
+use std::path::Path;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread;
 use std::time::Duration;
@@ -57,23 +58,22 @@ impl Stdout {
         // Not `io::stdout()` itself: it writes line by line. A duplicate of the descriptor is
         // the same open file.
         let fd = io::stdout().as_fd().try_clone_to_owned().map_err(StdoutError::Open)?;
-        Ok(Self::with(File::from(fd), ends_torn()))
+        let out = File::from(fd);
+        // What cannot be read back counts as whole.
+        let torn = ends_torn(&out, "/proc/self/fd/1").unwrap_or(false);
+        Ok(Self::with(out, torn))
     }
 }
 
-/// True where standard output is a file that ends within a line. What cannot be read back, such
-/// as a pipe or a terminal, counts as whole.
-fn ends_torn() -> bool {
-    File::open("/proc/self/fd/1").is_ok_and(|file| file_ends_torn(&file).unwrap_or(false))
-}
-
-fn file_ends_torn(file: &File) -> io::Result<bool> {
-    let metadata = file.metadata()?;
+/// True where `out` is a file that ends within a line. `path` opens it again, for reading; a pipe
+/// or a terminal is not touched, for opening it could block.
+fn ends_torn(out: &File, path: impl AsRef<Path>) -> io::Result<bool> {
+    let metadata = out.metadata()?;
     if !metadata.is_file() || metadata.len() == 0 {
         return Ok(false);
     }
     let mut last = [0];
-    file.read_exact_at(&mut last, metadata.len() - 1)?;
+    File::open(path)?.read_exact_at(&mut last, metadata.len() - 1)?;
     Ok(last != *b"\n")
 }
 
@@ -201,7 +201,6 @@ impl<W: Write> Out<W> {
 #[cfg(test)]
 mod tests {
     use std::collections::VecDeque;
-    use std::io::Seek;
     use std::time::Instant;
 
     use super::*;
@@ -257,7 +256,8 @@ mod tests {
 
     /// The offsets of the lines that parse; what does not parse is skipped as a reader would.
     fn offsets(text: &str) -> Vec<i64> {
-        let parsed = text.lines().filter_map(|line| serde_json::from_str::<serde_json::Value>(line).ok());
+        let parsed =
+            text.lines().filter_map(|line| serde_json::from_str::<serde_json::Value>(line).ok());
         parsed.map(|line| line["offset"].as_i64().unwrap()).collect()
     }
 
@@ -288,7 +288,13 @@ mod tests {
 
     #[test]
     fn interrupted_short_and_full_writes_go_on_where_they_stopped() {
-        let steps = [Fail(ErrorKind::Interrupted), Take(1), Take(200), Fail(ErrorKind::WouldBlock), Take(7)];
+        let steps = [
+            Fail(ErrorKind::Interrupted),
+            Take(1),
+            Take(200),
+            Fail(ErrorKind::WouldBlock),
+            Take(7),
+        ];
         let (stdout, taken) = scripted(steps);
         assert_eq!(short(&stdout.write(&claims(4))), "DDDD");
         assert_eq!(offsets(&text(&taken)), [0, 1, 2, 3]);
@@ -335,6 +341,15 @@ mod tests {
     }
 
     #[test]
+    fn a_full_device_and_a_pipe_without_a_reader_are_told_apart() {
+        let full = Stdout::with(File::options().write(true).open("/dev/full").unwrap(), false);
+        assert_eq!(short(&full.write(&claims(2))), "rr");
+        let (reader, writer) = io::pipe().unwrap();
+        drop(reader);
+        assert_eq!(short(&Stdout::with(writer, false).write(&claims(2))), "FF");
+    }
+
+    #[test]
     fn a_writer_that_takes_nothing_is_an_error_and_not_a_loop() {
         let (stdout, _) = scripted([Take(0)]);
         assert_eq!(short(&stdout.write(&claims(1))), "r");
@@ -352,32 +367,43 @@ mod tests {
 
     #[test]
     fn a_file_that_ends_within_a_line_is_noticed() {
-        let mut file = tempfile::tempfile().unwrap();
-        assert!(!file_ends_torn(&file).unwrap(), "an empty file is whole");
+        let mut file = tempfile::NamedTempFile::new().unwrap();
+        let torn = |file: &tempfile::NamedTempFile| ends_torn(file.as_file(), file.path()).unwrap();
+        assert!(!torn(&file), "an empty file is whole");
         file.write_all(b"{}\n{\"tor").unwrap();
-        assert!(file_ends_torn(&file).unwrap());
+        assert!(torn(&file));
         file.write_all(b"n\":1}\n").unwrap();
-        file.rewind().unwrap();
-        assert!(!file_ends_torn(&file).unwrap());
-        assert!(!file_ends_torn(&File::open("/dev/null").unwrap()).unwrap());
+        assert!(!torn(&file));
+        let null = File::options().write(true).open("/dev/null").unwrap();
+        assert!(!ends_torn(&null, "/nowhere").unwrap(), "a device is not opened again");
+    }
+
+    #[test]
+    fn the_first_line_after_a_torn_one_starts_on_a_new_line() {
+        let taken = Arc::default();
+        let script = Script { steps: VecDeque::new(), taken: Arc::clone(&taken) };
+        let stdout = Stdout::with(script, true);
+        assert_eq!(short(&stdout.write(&claims(1))), "D");
+        assert!(text(&taken).starts_with("\n{"));
     }
 
     /// `cargo test --release -- --ignored --nocapture encoding`
-    #[test]
+    #[tokio::test(flavor = "multi_thread")]
     #[ignore = "a measurement"]
-    fn encoding_and_writing_is_measured() {
+    async fn encoding_and_writing_is_measured() {
         let json = br#"{"payment":{"id":"7f9c24e8-3b12-4f7a-9d51-b2a7e5c1d930","amount":1250,"currency":"EUR"},"user":"user-4711","endpoint":"POST /payments","sent_at":"2026-01-01T00:00:00Z","note":"0123456789"}    "#;
         let plain = [b'x'; 200];
         for (name, payload) in [("json", &json[..]), ("plain", &plain[..])] {
             let null = File::options().write(true).open("/dev/null").unwrap();
             let stdout = Stdout::with(null, false);
             let headers = [(&b"Idempotency-Key"[..], Some(&b"7f9c24e8-3b12-4f7a-9d51"[..]))];
-            let batch: Vec<Claim> =
-                (0..BATCH_MAX).map(|_| claim(Some(b"user-4711"), &headers, Some(payload))).collect();
+            let batch: Vec<Claim> = (0..BATCH_MAX)
+                .map(|_| claim(Some(b"user-4711"), &headers, Some(payload)))
+                .collect();
             let start = Instant::now();
             let rounds = 2000;
             for _ in 0..rounds {
-                assert!(matches!(stdout.write(&batch).last(), Some(Outcome::Done)));
+                assert!(matches!(stdout.handle_batch(&batch).await.last(), Some(Outcome::Done)));
             }
             let rate = (rounds * BATCH_MAX) as f64 / start.elapsed().as_secs_f64();
             println!("{name}: {} bytes, {:.2} million records/s", payload.len(), rate / 1e6);

@@ -22,13 +22,15 @@
 
 mod number;
 mod parse;
+#[cfg(test)]
+mod properties;
 mod write;
 
 use super::extract::{Pointer, Token};
 
 pub(super) use self::number::write as write_number;
 
-/// Arrays and objects inside each other; serde_json's limit, and enough for what people write.
+/// Arrays and objects inside each other: more than anyone writes by hand, and no strain on a stack.
 pub(super) const DEPTH_MAX: u32 = 128;
 
 /// A parsed payload. Keeps its buffers from one payload to the next.
@@ -204,5 +206,213 @@ impl<'a> Tree<'a> {
 
     fn verbatim(&self, node: Node) -> &'a [u8] {
         self.payload.get(node.start as usize..node.end as usize).unwrap_or_default()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// `None`: not JSON.
+    fn canonical(payload: impl AsRef<[u8]>) -> Option<String> {
+        selected(payload, &[], &[])
+    }
+
+    fn selected(payload: impl AsRef<[u8]>, include: &[&str], exclude: &[&str]) -> Option<String> {
+        let payload = payload.as_ref();
+        let pointers = |texts: &[&str]| -> Vec<Pointer> {
+            texts.iter().map(|text| text.parse().unwrap()).collect()
+        };
+        let mut document = Document::default();
+        document.parse(payload).ok()?;
+        let mut out = Vec::new();
+        document.write_canonical(payload, &pointers(include), &pointers(exclude), &mut out);
+        Some(String::from_utf8(out).unwrap())
+    }
+
+    #[track_caller]
+    fn check(payload: &str, expected: &str) {
+        assert_eq!(canonical(payload).as_deref(), Some(expected));
+    }
+
+    #[track_caller]
+    fn check_refused(payload: impl AsRef<[u8]>) {
+        assert_eq!(canonical(payload), None);
+    }
+
+    #[test]
+    fn order_and_white_space_do_not_matter() {
+        check("\t{ \"b\" : [ 1 , 2 ] ,\r\n\"a\":{ } , \"\":[ ] } ", r#"{"":[],"a":{},"b":[1,2]}"#);
+        check(r#"{"a":{"d":1,"c":2},"b":null}"#, r#"{"a":{"c":2,"d":1},"b":null}"#);
+        check(" true ", "true");
+    }
+
+    #[test]
+    fn members_stand_in_the_order_of_the_bytes_of_their_names() {
+        check(
+            r#"{"é":1,"b":2,"aaaaaaaab":3,"aaaaaaaa":4,"aaaaaaaaa":5,"a\u0000":6,"a":7,"Z":8}"#,
+            r#"{"Z":8,"a":7,"a\u0000":6,"aaaaaaaa":4,"aaaaaaaaa":5,"aaaaaaaab":3,"b":2,"é":1}"#,
+        );
+    }
+
+    #[test]
+    fn the_last_member_of_a_name_counts() {
+        check(r#"{"a":1,"b":2,"a":3}"#, r#"{"a":3,"b":2}"#);
+        check(r#"{"a":[1],"a":[2],"\u0061":[3]}"#, r#"{"a":[3]}"#);
+        check(
+            r#"{"aaaaaaaaaa":1,"aaaaaaaaaa":2,"aaaaaaaaab":3}"#,
+            r#"{"aaaaaaaaaa":2,"aaaaaaaaab":3}"#,
+        );
+    }
+
+    #[test]
+    fn the_spelling_of_a_string_does_not_matter() {
+        check(r#""\u0041\/\u00e9\ud83d\ude00""#, r#""A/é😀""#);
+        check(r#""\u0022\u005C\u0008\u000C\u000a\u000D\u0009""#, r#""\"\\\b\f\n\r\t""#);
+        check(r#""\u001F\u007f\u0000 plain""#, "\"\\u001f\u{7f}\\u0000 plain\"");
+    }
+
+    #[test]
+    fn the_spelling_of_a_number_does_not_matter() {
+        check("[1,1.0,10e-1,-0,12.50,1E400]", "[1,1,1,0,12.5,1e+400]");
+    }
+
+    #[test]
+    fn values_of_different_types_stay_apart() {
+        let all = ["1", "\"1\"", "true", "\"true\"", "null", "\"\"", "[]", "{}", "[[]]", "[1]"];
+        for (index, one) in all.iter().enumerate() {
+            for other in &all[index + 1..] {
+                assert_ne!(canonical(one), canonical(other), "{one} {other}");
+            }
+        }
+    }
+
+    #[test]
+    fn what_is_not_json_is_refused() {
+        for text in [
+            "",
+            " ",
+            "nul",
+            "nulll",
+            "True",
+            "'a'",
+            "\"a",
+            "\"\\x\"",
+            "\"\\u12g4\"",
+            "\"\\u+123\"",
+            "\"\n\"",
+            "[1,]",
+            "[,1]",
+            "[1 2]",
+            "[1",
+            "1]",
+            "[1}",
+            "{1:2}",
+            "{\"a\"}",
+            "{\"a\":}",
+            "{\"a\":1,}",
+            "{,}",
+            "{\"a\" 1}",
+            "{\"a\":1]",
+            "1 1",
+            "// a\n1",
+            "\u{feff}1",
+            "\u{a0}1",
+            "1\0",
+            "-",
+            "01",
+        ] {
+            check_refused(text);
+        }
+        check_refused(b"\"\xff\"");
+        check_refused(b"\"\xed\xa0\x80\"");
+    }
+
+    #[test]
+    fn a_surrogate_without_its_pair_is_refused() {
+        for text in
+            [r"\ud800", r"\ud800a", r"\ud800\n", r"\ud800\u0041", r"\udc00\ud800", r"\udfff"]
+        {
+            check_refused(format!("\"{text}\""));
+        }
+    }
+
+    #[test]
+    fn nesting_has_a_bound() {
+        let nested = |depth| format!("{}{}", "[".repeat(depth), "]".repeat(depth));
+        assert_eq!(canonical(nested(128)), Some(nested(128)));
+        check_refused(nested(129));
+        check_refused("[".repeat(1_000_000));
+        check_refused("{\"a\":".repeat(1_000_000));
+    }
+
+    /// Does not end in the time of a test run if anything here is quadratic.
+    #[test]
+    fn a_payload_of_a_million_bytes_is_no_attack() {
+        let list = |item: &str| vec![item; 1_000_000 / item.len()].join(",");
+        for payload in [
+            format!("[{}]", list("0")),
+            format!("[{}]", list("{}")),
+            format!("{{{}}}", list("\"a\":0")),
+            format!("{{{}}}", list("\"aaaaaaaaaaaa\":{}")),
+            format!(
+                "[{}]",
+                list(&format!("{}1{}", "{\"b\":1,\"a\":".repeat(127), "}".repeat(127)))
+            ),
+            format!("\"{}\"", "\\n".repeat(500_000)),
+            format!("0.{}1e-5", "0".repeat(1_000_000)),
+        ] {
+            assert!(canonical(&payload).is_some());
+        }
+        let members: Vec<_> = (0..100_000).rev().map(|name| format!("\"{name:09}\":1")).collect();
+        assert!(canonical(format!("{{{}}}", members.join(","))).is_some());
+    }
+
+    #[test]
+    fn only_what_is_included_counts() {
+        let payload = r#"{"b":{"c":[10,{"d":2.0}]},"a":1,"x~/y":3}"#;
+        let check = |include: &[&str], expected: &str| {
+            assert_eq!(selected(payload, include, &[]).as_deref(), Some(expected), "{include:?}");
+        };
+        check(&["/a"], r#"{"/a":1}"#);
+        check(&["/b/c/1", "/a", "/nothing"], r#"{"/b/c/1":{"d":2},"/a":1}"#);
+        check(&["/x~0~1y"], r#"{"/x~0~1y":3}"#);
+        check(&["", "/b/c/0"], r#"{"":{"a":1,"b":{"c":[10,{"d":2}]},"x~/y":3},"/b/c/0":10}"#);
+        check(&["/b/c/2", "/b/c/-", "/b/c/00", "/a/0"], "{}");
+    }
+
+    #[test]
+    fn what_is_excluded_does_not_count() {
+        let payload = r#"{"b":{"c":[10,{"d":2}]},"a":1,"b2":0,"a":5}"#;
+        let check = |exclude: &[&str], expected: &str| {
+            assert_eq!(selected(payload, &[], exclude).as_deref(), Some(expected), "{exclude:?}");
+        };
+        check(&["/a", "/nothing/there"], r#"{"b":{"c":[10,{"d":2}]},"b2":0}"#);
+        check(&["/b/c/0", "/b2"], r#"{"a":5,"b":{"c":[{"d":2}]}}"#);
+        check(&["/b", "/b/c"], r#"{"a":5,"b2":0}"#);
+        check(&[""], "");
+    }
+
+    #[test]
+    fn what_is_included_and_excluded_does_not_count() {
+        let payload = r#"{"a":{"b":1,"c":2},"d":3}"#;
+        let check = |include, exclude, expected: &str| {
+            assert_eq!(selected(payload, &[include], &[exclude]).as_deref(), Some(expected));
+        };
+        check("/a", "/a/b", r#"{"/a":{"c":2}}"#);
+        check("/a/b", "/a", "{}");
+        check("/d", "", "{}");
+    }
+
+    #[test]
+    fn a_document_forgets_the_payload_before() {
+        let mut document = Document::default();
+        document.parse(br#"{"a":"\n","b":1}"#).unwrap();
+        document.write_canonical(b"", &[], &["/a".parse().unwrap()], &mut Vec::new());
+        let payload = br#"{"a":"\t"}"#;
+        document.parse(payload).unwrap();
+        let mut out = Vec::new();
+        document.write_canonical(payload, &[], &[], &mut out);
+        assert_eq!(out, payload);
     }
 }

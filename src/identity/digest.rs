@@ -156,3 +156,45 @@ impl Preimage {
         self.bytes.extend_from_slice(&(len as u64).to_le_bytes());
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_layout_is_as_drawn() {
+        let mut preimage = Preimage::default();
+        preimage.start(3);
+        preimage.part(None);
+        preimage.part(Some(Value::Bytes(b"")));
+        preimage.part(Some(Value::Json(Scalar::Number(b"4.20"))));
+        preimage.fingerprint(4, Some(b"k"), &Form::Json(b"{}"));
+        preimage.check(Check(0x0102_0304));
+        let expected = [
+            &[1, 4, 3, 0, 0, 0, 0, 0, 0, 0][..],
+            &[0],
+            &[1, 0, 0, 0, 0, 0, 0, 0, 0],
+            &[3, 3, 0, 0, 0, 0, 0, 0, 0, b'4', b'.', b'2'],
+            &[1, 1, 0, 0, 0, 0, 0, 0, 0, b'k'],
+            &[1, 2, 0, 0, 0, 0, 0, 0, 0, b'{', b'}'],
+            &[4, 3, 2, 1],
+        ];
+        assert_eq!(preimage.bytes, expected.concat());
+    }
+
+    #[test]
+    fn the_kind_of_a_form_is_part_of_its_check() {
+        let forms = [Form::Null, Form::Bytes(b""), Form::Json(b""), Form::NotJson(b"")];
+        for (index, form) in forms.iter().enumerate() {
+            for other in &forms[index + 1..] {
+                assert_ne!(form.check(), other.check(), "{form:?} {other:?}");
+            }
+        }
+    }
+
+    /// `printf abc | xxhsum -H3` prints 78af5f94892f3950.
+    #[test]
+    fn the_check_of_bytes_is_plain_xxh3() {
+        assert_eq!(Form::Bytes(b"abc").check(), Check(0x892f_3950));
+    }
+}

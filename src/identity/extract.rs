@@ -42,7 +42,11 @@ pub enum ScopePart {
 
 /// A JSON pointer (RFC 6901).
 #[derive(Clone, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub struct Pointer(Vec<Token>);
+pub struct Pointer {
+    /// As it was written: there is one way to write a pointer.
+    text: String,
+    tokens: Vec<Token>,
+}
 
 /// One step of a pointer: a member name, or an index where it reads as one.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -146,8 +150,12 @@ impl<'a, 'd> Payload<'a, 'd> {
 }
 
 impl Pointer {
+    pub(super) fn text(&self) -> &str {
+        &self.text
+    }
+
     pub(super) fn tokens(&self) -> &[Token] {
-        &self.0
+        &self.tokens
     }
 }
 
@@ -169,16 +177,13 @@ impl FromStr for Pointer {
     type Err = PointerError;
 
     fn from_str(text: &str) -> Result<Self, Self::Err> {
-        if text.is_empty() {
-            return Ok(Self::default());
+        let mut tokens = text.split('/');
+        if tokens.next() != Some("") {
+            return Err(PointerError::NoSlash { text: text.into() });
         }
-        let tokens =
-            text.strip_prefix('/').ok_or_else(|| PointerError::NoSlash { text: text.into() })?;
-        tokens
-            .split('/')
-            .map(|token| Token::parse(token).ok_or_else(|| PointerError::Escape { text: text.into() }))
-            .collect::<Result<_, _>>()
-            .map(Self)
+        let escape = || PointerError::Escape { text: text.into() };
+        let tokens = tokens.map(|token| Token::parse(token).ok_or_else(escape));
+        Ok(Self { text: text.into(), tokens: tokens.collect::<Result<_, _>>()? })
     }
 }
 
@@ -209,10 +214,7 @@ fn index(name: &str) -> Option<usize> {
 
 impl fmt::Display for Pointer {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        for token in &self.0 {
-            write!(f, "/{}", token.name.replace('~', "~0").replace('/', "~1"))?;
-        }
-        Ok(())
+        f.write_str(&self.text)
     }
 }
 
@@ -289,6 +291,78 @@ impl fmt::Display for ScopePart {
             Self::RecordKey => f.write_str("record-key"),
             Self::Topic => f.write_str("topic"),
             Self::Text(text) => write!(f, "text:{text}"),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[track_caller]
+    fn comes_back<T: FromStr + fmt::Display>(text: &str)
+    where
+        T::Err: fmt::Debug,
+    {
+        assert_eq!(text.parse::<T>().unwrap().to_string(), text);
+    }
+
+    #[test]
+    fn sources_come_back_as_they_are_spelled() {
+        for text in ["header:Idempotency-Key", "header:a:b", "json:/a~1b/~0/0", "json:", "json:/"] {
+            comes_back::<KeySource>(text);
+            comes_back::<ScopePart>(text);
+        }
+        comes_back::<KeySource>("record-key");
+        comes_back::<KeySource>("fingerprint");
+        for text in ["record-key", "topic", "text:POST /payments", "text:", "text:json:/a"] {
+            comes_back::<ScopePart>(text);
+        }
+    }
+
+    #[test]
+    fn an_error_names_the_text_and_the_way_out() {
+        let key = |text: &str| text.parse::<KeySource>().unwrap_err().to_string();
+        assert_eq!(
+            key("Header:x"),
+            "unknown identity key \"Header:x\" \
+             (known forms: header:NAME, json:/POINTER, record-key, fingerprint)"
+        );
+        assert_eq!(key("record-key:x"), key("Header:x").replace("Header:x", "record-key:x"));
+        assert_eq!(key("header:"), "\"header:\" names no header (write header:NAME)");
+        assert_eq!(
+            key("json:a/b"),
+            "the JSON pointer \"a/b\" does not start with '/' \
+             (write \"/a/b\", or \"\" for the whole document)"
+        );
+        let scope = "topics".parse::<ScopePart>().unwrap_err();
+        assert_eq!(
+            scope.to_string(),
+            "unknown scope part \"topics\" \
+             (known forms: header:NAME, json:/POINTER, record-key, topic, text:TEXT)"
+        );
+    }
+
+    #[test]
+    fn a_pointer_unescapes_its_names() {
+        let pointer: Pointer = "/~01/a~1b//é".parse().unwrap();
+        let names: Vec<_> = pointer.tokens().iter().map(|token| token.name.as_str()).collect();
+        assert_eq!(names, ["~1", "a/b", "", "é"]);
+        assert_eq!("".parse(), Ok(Pointer::default()));
+    }
+
+    #[test]
+    fn a_bad_escape_in_a_pointer_is_an_error() {
+        for text in ["/~", "/a~2", "/~é", "/~~0", "/a/~/b"] {
+            assert_eq!(text.parse::<Pointer>(), Err(PointerError::Escape { text: text.into() }));
+        }
+    }
+
+    #[test]
+    fn an_index_is_digits_without_a_leading_zero() {
+        assert_eq!(["0", "10", "907"].map(index), [Some(0), Some(10), Some(907)]);
+        for name in ["", "00", "01", "-", "-1", "+1", "1a", "٣", "99999999999999999999"] {
+            assert_eq!(index(name), None, "{name}");
         }
     }
 }

@@ -41,7 +41,7 @@ const RECORDS_PER_LOOK: usize = 256;
 const HOUSEKEEPING: Duration = Duration::from_secs(1);
 
 /// How long leaving the group may take.
-const CLOSE_PATIENCE: Duration = Duration::from_secs(10);
+const LEAVE_PATIENCE: Duration = Duration::from_secs(10);
 
 /// Runs until it is asked to stop or cannot go on. Blocks the calling thread.
 ///
@@ -537,7 +537,6 @@ impl Poller {
             }
             self.end_drain_if_due();
         }
-        self.close();
     }
 
     /// A hand-over that is under way ends with the rest.
@@ -565,22 +564,10 @@ impl Poller {
         }
     }
 
-    fn close(&mut self) {
-        if let Err(error) = self.source.close() {
-            tracing::warn!(%error, "Could not leave the group; the broker notices by itself.");
-            return;
-        }
-        let deadline = Instant::now() + CLOSE_PATIENCE;
-        while !self.source.closed() && Instant::now() < deadline {
-            if let Some(Event::Revoked { partitions, .. }) = self.source.poll(IDLE)
-                && let Err(error) = self.source.unassign(&partitions)
-            {
-                tracing::debug!(%error, "Partitions could not be given back at the end.");
-            }
-        }
-    }
-
     fn finish(self) -> Result<(), Failure> {
+        if !self.source.leave(LEAVE_PATIENCE) {
+            tracing::warn!("Could not leave the group in time; the broker notices by itself.");
+        }
         for worker in &self.workers {
             send(worker, WorkerEvent::Stop);
         }

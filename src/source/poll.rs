@@ -7,6 +7,7 @@ use std::ffi::{CStr, CString};
 use std::ptr::NonNull;
 use std::time::Duration;
 
+use rdkafka::TopicPartitionList;
 use rdkafka::bindings as native;
 use rdkafka::client::ClientContext;
 use rdkafka::consumer::{BaseConsumer, Consumer as _, ConsumerContext};
@@ -60,6 +61,24 @@ impl Poller {
     /// To be called when the assignment changes: topic handles may be freed.
     pub(super) fn forget_handles(&mut self) {
         self.handles.clear();
+    }
+
+    /// Commits; the answer comes as an event. The client's own call would answer nobody.
+    pub(super) fn commit(&self, offsets: &TopicPartitionList) -> Result<(), KafkaError> {
+        // SAFETY: handle, list and queue are alive; the list is copied. There is no callback.
+        let code = unsafe {
+            native::rd_kafka_commit_queue(
+                self.handle.as_ptr(),
+                offsets.ptr(),
+                self.queue.as_ptr(),
+                None,
+                std::ptr::null_mut(),
+            )
+        };
+        if code == RDKafkaRespErr::RD_KAFKA_RESP_ERR_NO_ERROR {
+            return Ok(());
+        }
+        Err(KafkaError::ConsumerCommit(code.into()))
     }
 
     pub(super) fn high_watermark(&self, partition: &Partition) -> Option<Offset> {

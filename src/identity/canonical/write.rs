@@ -57,7 +57,7 @@ impl Writer<'_> {
         for pointer in include {
             let Some(at) = self.find_kept(pointer) else { continue };
             between.write(self.out);
-            self.string(pointer.to_string().as_bytes());
+            self.string(pointer.text().as_bytes());
             self.out.push(b':');
             self.value(at);
         }
