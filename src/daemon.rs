@@ -6,6 +6,7 @@
 
 mod disk;
 mod housekeeping;
+mod retention;
 mod status;
 
 use std::collections::HashMap;
@@ -25,7 +26,7 @@ use crate::handler::Handler;
 use crate::handler::http::{Http, HttpError};
 use crate::handler::stdout::{Stdout, StdoutError};
 use crate::metrics::Metrics;
-use crate::pipeline::{self, Board, Failure, Heartbeats, Route, Shared};
+use crate::pipeline::{self, Board, Failure, Heartbeats, Kept, Route, Shared};
 use crate::readiness::{Latch, Readiness};
 use crate::shutdown::Shutdown;
 use crate::source::client;
@@ -184,9 +185,10 @@ impl<'a> Daemon<'a> {
         let Some(cluster_id) = self.wait_for_broker(&lookup) else { return Ok(()) };
         self.check_topics(&lookup)?;
         drop(lookup);
+        let kept = self.runtime.block_on(retention::look(&self.config));
         let stamp = Stamp { cluster_id, group: self.config.kafka.group.clone() };
         while !self.shutdown.requested() {
-            match self.run_once(&routes, &stamp) {
+            match self.run_once(&routes, &stamp, &kept) {
                 Err(Error::Log(error) | Error::Pipeline(Failure::Log(error))) if error.passes() => {
                     tracing::error!(%error, "The disk is full. Nothing is consumed until there is space.");
                     self.wait_for_space();
@@ -198,7 +200,7 @@ impl<'a> Daemon<'a> {
     }
 
     /// Opens the log and runs the pipeline on it, until it ends.
-    fn run_once(&mut self, routes: &[Arc<Route>], stamp: &Stamp) -> Result<(), Error> {
+    fn run_once(&mut self, routes: &[Arc<Route>], stamp: &Stamp, kept: &Kept) -> Result<(), Error> {
         let log = &self.config.log;
         let config = store::Config { dir: log.dir.clone(), memory: log.memory };
         let store = Arc::new(Store::open(&config, stamp)?);
@@ -214,6 +216,7 @@ impl<'a> Daemon<'a> {
             letters: self.letter_producer()?,
             config: Arc::clone(&self.config),
             routes: routes.to_vec(),
+            kept: kept.clone(),
             store,
             metrics: Arc::clone(&self.metrics),
             readiness: self.readiness.clone(),
@@ -244,7 +247,10 @@ impl<'a> Daemon<'a> {
 
     fn serve_admin(&self, status: status::Source) -> Result<(), Error> {
         let Some(address) = self.config.admin.listen else { return Ok(()) };
-        let listener = self.runtime.block_on(admin::bind(address))?;
+        // Not the handlers' runtime: one that blocks must not keep a probe waiting.
+        let system = |source| Error::System { what: "start the admin server", source };
+        let own = tokio::runtime::Builder::new_current_thread().enable_all().build().map_err(system)?;
+        let listener = own.block_on(admin::bind(address))?;
         tracing::info!(address = %listener.local_addr().unwrap_or(address), "The admin server listens.");
         let heartbeats = Arc::clone(&self.heartbeats);
         let sources = admin::Sources {
@@ -253,7 +259,9 @@ impl<'a> Daemon<'a> {
             status: Arc::new(move || status.show()),
             liveness: Arc::new(move || heartbeats.check()),
         };
-        self.runtime.spawn(admin::serve(listener, sources, std::future::pending()));
+        let serve = move || own.block_on(admin::serve(listener, sources, std::future::pending()));
+        // Answers until the process ends: whoever asks while it drains is told so.
+        std::thread::Builder::new().name("admin".to_owned()).spawn(serve).map_err(system)?;
         Ok(())
     }
 

@@ -681,7 +681,11 @@ mod tests {
 
     proptest! {
         #[test]
-        fn no_bytes_make_it_panic(key: Option<Vec<u8>>, payload: Option<Vec<u8>>, header: Option<Vec<u8>>) {
+        fn no_bytes_make_it_panic(
+            key: Option<Vec<u8>>,
+            payload: Option<Vec<u8>>,
+            header: Option<Vec<u8>>,
+        ) {
             let record = RecordBuilder::default().build(
                 Partition::new("t", 0),
                 Offset(0),

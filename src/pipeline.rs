@@ -46,6 +46,7 @@ use crate::source::Position;
 pub struct Shared {
     pub config: Arc<Config>,
     pub routes: Vec<Arc<Route>>,
+    pub kept: Kept,
     pub store: Arc<Store>,
     /// `None`: no route has a dead-letter topic.
     pub letters: Option<LetterProducer>,
@@ -61,6 +62,9 @@ pub struct Shared {
     /// The workers, to wake them when a permit of another became free.
     pub workers: std::sync::OnceLock<Vec<Sender<Event>>>,
 }
+
+/// For how many milliseconds a topic can be read again, where it is limited.
+pub type Kept = rustc_hash::FxHashMap<Arc<str>, i64>;
 
 impl Shared {
     /// The route that a topic belongs to.

@@ -9,7 +9,7 @@ const PREFIX: &str = "ONCED_";
 /// True where a variable is meant to be a key.
 pub(super) fn is_key(name: &str, text: &str) -> bool {
     name.starts_with(PREFIX)
-        && name != "ONCED_LOG"
+        && !["ONCED_LOG", "ONCED_LOG_FORMAT", "ONCED_CONFIG"].contains(&name)
         && !name.starts_with("ONCED_TEST_")
         && !is_service_link(name, text)
 }

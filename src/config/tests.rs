@@ -160,9 +160,15 @@ fn a_password_appears_in_no_error_and_no_debug_text() {
         };
         assert!(!text.contains(secret), "{text}");
     }
-    let lines =
-        File::new(format!("[kafka.properties]\n'sasl.password' = '{secret}")).lines(&[], &[]);
-    assert!(!lines.concat().contains(secret), "{lines:?}");
+    for line in [
+        format!("'sasl.password' = '{secret}"),
+        format!("'sasl.password' = {secret}"),
+        format!("'sasl.password' = \"\\q{secret}\""),
+        format!("sasl.password {secret}"),
+    ] {
+        let lines = File::new(format!("[kafka.properties]\n{line}")).lines(&[], &[]);
+        assert!(!lines.concat().contains(secret), "{lines:?}");
+    }
 }
 
 /// Any key, known or nearly so, with any text.

@@ -181,17 +181,19 @@ impl Poller {
 
     /// Takes events until there are none, or it is time to look elsewhere.
     fn read(&mut self) {
+        self.note_poll();
+        let pending = |assigned: &Assigned| !assigned.pending.is_empty() && !assigned.paused;
+        let mut patience = if self.assigned.values().any(pending) { Duration::ZERO } else { IDLE };
         for _ in 0..RECORDS_PER_LOOK {
-            let pending = self.assigned.values().any(|assigned| !assigned.pending.is_empty() && !assigned.paused);
-            let event = self.source.poll(if pending { Duration::ZERO } else { IDLE });
-            self.note_poll();
-            match event {
+            match self.source.poll(patience) {
                 Some(event) => self.on(event),
                 None => {
                     self.hand_over_all();
                     return;
                 }
             }
+            // What is there is taken; what is not must not hold up what was taken.
+            patience = Duration::ZERO;
         }
     }
 
@@ -615,6 +617,7 @@ fn owned(
         draining: false,
         out: 0,
         dirty: false,
+        released: (0, 0),
     }
 }
 

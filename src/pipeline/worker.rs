@@ -62,6 +62,8 @@ pub struct Owned {
     pub shard: Shard,
     pub frontier: Frontier,
     pub lane: Arc<Lane>,
+    /// Records and bytes to give back to the lane with the next write.
+    pub released: (usize, usize),
     /// Below this offset records enter the log and are not handled.
     pub absorb_until: Offset,
     /// Held while the partition is being absorbed.

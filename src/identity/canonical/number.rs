@@ -19,7 +19,7 @@ const FRACTION_ZEROS_MAX: usize = 5;
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Scanned {
     pub len: usize,
-    /// It is spelled as [`write`] would. Not claimed of a number with an exponent.
+    /// It is spelled as [`write()`] would. Not claimed of a number with an exponent.
     pub canonical: bool,
 }
 

@@ -263,8 +263,12 @@ proptest! {
         other in (-120..120_i64, -3..4_i16),
         seed: u64,
     ) {
-        let value = |(digits, exponent): (i64, i16)| digits * 10_i64.pow((exponent + 3).unsigned_abs().into());
-        let form = |(digits, exponent)| canonical(spell(&Meaning::Number(digits, exponent), seed, false).as_bytes());
+        let value = |(digits, exponent): (i64, i16)| {
+            digits * 10_i64.pow((exponent + 3).unsigned_abs().into())
+        };
+        let form = |(digits, exponent)| {
+            canonical(spell(&Meaning::Number(digits, exponent), seed, false).as_bytes())
+        };
         prop_assert_eq!(form(one) == form(other), value(one) == value(other));
     }
 
@@ -284,16 +288,18 @@ proptest! {
         let value: Value = serde_json::from_str(&payload).unwrap();
         let mut document = Document::default();
         document.parse(payload.as_bytes()).unwrap();
-        let path = names.iter().map(|name| format!("/{}", name.replace('~', "~0").replace('/', "~1")));
-        let random = path.collect::<String>();
+        let random = names.iter().map(|name| step(name)).collect::<String>();
         for pointer in std::iter::once(random).chain(pointers(&value)) {
             let ours = document.scalar(payload.as_bytes(), &pointer.parse().unwrap());
             let ours = ours.map(|scalar| match scalar {
                 Scalar::String(text) => Value::from(std::str::from_utf8(text).unwrap()),
-                Scalar::Number(text) | Scalar::Boolean(text) => serde_json::from_slice(text).unwrap(),
+                Scalar::Number(text) | Scalar::Boolean(text) => {
+                    serde_json::from_slice(text).unwrap()
+                }
             });
-            let scalar = |value: &&Value| !(value.is_null() || value.is_array() || value.is_object());
-            prop_assert_eq!(ours.as_ref(), value.pointer(&pointer).filter(scalar), "{}", pointer);
+            let theirs = value.pointer(&pointer);
+            let theirs = theirs.filter(|it| it.is_string() || it.is_number() || it.is_boolean());
+            prop_assert_eq!(ours.as_ref(), theirs, "{}", pointer);
         }
     }
 
@@ -327,7 +333,7 @@ proptest! {
 /// All but that of the whole document.
 fn pointers(value: &Value) -> Vec<String> {
     let below = |token: String, value: &Value| {
-        let token = format!("/{}", token.replace('~', "~0").replace('/', "~1"));
+        let token = step(&token);
         let deeper =
             pointers(value).into_iter().map(|rest| format!("{token}{rest}")).collect::<Vec<_>>();
         std::iter::once(token).chain(deeper)
@@ -343,6 +349,10 @@ fn pointers(value: &Value) -> Vec<String> {
         }
         _ => Vec::new(),
     }
+}
+
+fn step(name: &str) -> String {
+    format!("/{}", name.replace('~', "~0").replace('/', "~1"))
 }
 
 fn remove(value: &mut Value, pointer: &str) {

@@ -51,7 +51,7 @@ impl Worker {
             self.delivered(partition);
             return;
         }
-        owned.lane.release(records.len(), records.iter().map(Record::size).sum());
+        owned.release(records.len(), records.iter().map(Record::size).sum());
         self.owned.insert(partition.clone(), owned);
     }
 
@@ -69,12 +69,12 @@ impl Worker {
             match delivery {
                 Delivery::Below => {
                     tally.count(VerdictLabel::Replayed);
-                    owned.lane.release(1, record.size());
+                    owned.release(1, record.size());
                     continue;
                 }
                 Delivery::Repeated => {
                     tracing::warn!(partition = %owned.partition, offset = %record.offset, "A record came twice in one epoch; the second is passed over.");
-                    owned.lane.release(1, record.size());
+                    owned.release(1, record.size());
                     continue;
                 }
                 Delivery::Settled | Delivery::Open => {}
@@ -92,7 +92,7 @@ impl Worker {
             owned.frontier.deliver(mark, clock.now());
             if delivery == Delivery::Settled {
                 tally.count(VerdictLabel::Replayed);
-                owned.lane.release(before + 1 - owned.frontier.span(), record.size());
+                owned.release(before + 1 - owned.frontier.span(), record.size());
                 continue;
             }
             let facts = Facts {

@@ -217,7 +217,7 @@ impl Worker {
         let before = owned.frontier.span();
         let newly = owned.frontier.settle(offset);
         assert!(newly, "a record is settled exactly once");
-        owned.lane.release(before - owned.frontier.span(), size);
+        owned.release(before - owned.frontier.span(), size);
         self.tallies[owned.route].count(verdict);
         if !std::mem::replace(&mut owned.dirty, true) {
             self.dirty.push(partition.clone());
@@ -252,8 +252,9 @@ impl Worker {
             for partition in &dirty {
                 let Some(owned) = self.owned.get_mut(partition) else { continue };
                 owned.dirty = false;
-                let window = self.shared.routes[owned.route].config.window.ttl;
-                publish(owned, millis(window));
+                let window = millis(self.shared.routes[owned.route].config.window.ttl);
+                let kept = self.shared.kept.get(&owned.partition.topic).copied().unwrap_or(i64::MAX);
+                publish(owned, window.min(kept));
                 self.shared.board.update(owned);
             }
             self.dirty = dirty;
@@ -273,6 +274,12 @@ impl Worker {
     }
 
     fn let_go(&mut self) {
+        for owned in self.owned.values_mut() {
+            let (records, bytes) = std::mem::take(&mut owned.released);
+            if records > 0 || bytes > 0 {
+                owned.lane.release(records, bytes);
+            }
+        }
         for (route, permits) in self.shared.routes.iter().zip(&mut self.permits) {
             let permits = std::mem::take(permits);
             if permits > 0 {
@@ -283,6 +290,15 @@ impl Worker {
         for (route, tally) in self.shared.routes.iter().zip(&mut self.tallies) {
             tally.publish(&route.metrics);
         }
+    }
+}
+
+impl Owned {
+    /// To be given back to the lane with the next write: a wake-up for each record would cost more
+    /// than the record.
+    pub(super) fn release(&mut self, records: usize, bytes: usize) {
+        self.released.0 += records;
+        self.released.1 += bytes;
     }
 }
 
