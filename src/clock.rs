@@ -18,7 +18,8 @@ pub fn rfc3339(at: Timestamp) -> String {
     const LAST: i64 = 253_402_300_799_999; // 9999-12-31T23:59:59.999Z
     match u64::try_from(at.0) {
         Ok(ms) if at.0 <= LAST => {
-            humantime::format_rfc3339_millis(UNIX_EPOCH + std::time::Duration::from_millis(ms)).to_string()
+            humantime::format_rfc3339_millis(UNIX_EPOCH + std::time::Duration::from_millis(ms))
+                .to_string()
         }
         _ => at.0.to_string(),
     }

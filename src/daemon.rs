@@ -89,7 +89,8 @@ impl Builder {
     /// # Errors
     /// Why the daemon could not start or go on; see [`Error::exit_code`].
     pub fn run(self) -> Result<(), Error> {
-        let runtime = Runtime::new().map_err(|source| Error::System { what: "start the runtime", source })?;
+        let runtime =
+            Runtime::new().map_err(|source| Error::System { what: "start the runtime", source })?;
         let result = Daemon::new(self, &runtime)?.run();
         // A handler that hangs must not hold up the exit: its claim stays unsettled.
         runtime.shutdown_timeout(Duration::from_secs(1));
@@ -135,7 +136,9 @@ impl Error {
 
 fn log_exit_code(error: &LogError) -> u8 {
     match error {
-        LogError::Directory { .. } | LogError::Locked { .. } | LogError::DiskFull { .. } => exit::FAILED,
+        LogError::Directory { .. } | LogError::Locked { .. } | LogError::DiskFull { .. } => {
+            exit::FAILED
+        }
         _ => exit::LOG,
     }
 }
@@ -249,7 +252,8 @@ impl<'a> Daemon<'a> {
         let Some(address) = self.config.admin.listen else { return Ok(()) };
         // Not the handlers' runtime: one that blocks must not keep a probe waiting.
         let system = |source| Error::System { what: "start the admin server", source };
-        let own = tokio::runtime::Builder::new_current_thread().enable_all().build().map_err(system)?;
+        let own =
+            tokio::runtime::Builder::new_current_thread().enable_all().build().map_err(system)?;
         let listener = own.block_on(admin::bind(address))?;
         tracing::info!(address = %listener.local_addr().unwrap_or(address), "The admin server listens.");
         let heartbeats = Arc::clone(&self.heartbeats);
@@ -287,7 +291,10 @@ impl<'a> Daemon<'a> {
         for route in &self.config.routes {
             for topic in route.topics.iter().chain(&route.dead_letter) {
                 match lookup.partition_count(topic) {
-                    Err(source) if source.rdkafka_error_code() == Some(RDKafkaErrorCode::BrokerTransportFailure) => {
+                    Err(source)
+                        if source.rdkafka_error_code()
+                            == Some(RDKafkaErrorCode::BrokerTransportFailure) =>
+                    {
                         tracing::warn!(%topic, error = %source, "The topic could not be looked at.");
                     }
                     Err(source) => {
@@ -308,7 +315,9 @@ impl<'a> Daemon<'a> {
             self.heartbeats.beat_all();
             match disk::free(&self.config.log.dir) {
                 Ok(free) if free >= reserve => break,
-                Ok(free) => latch.set(format!("the disk is full: {free} bytes are free, log.disk_reserve is {reserve}")),
+                Ok(free) => latch.set(format!(
+                    "the disk is full: {free} bytes are free, log.disk_reserve is {reserve}"
+                )),
                 Err(error) => latch.set(format!("the disk cannot be looked at: {error}")),
             }
             std::thread::sleep(Duration::from_millis(500));
@@ -330,7 +339,8 @@ fn make_handlers(
                 Arc::new(Stdout::new().map_err(|source| Error::Stdout { route: name(), source })?)
             }
             HandlerKind::Http(config) => Arc::new(
-                Http::new(config, route.concurrency).map_err(|source| Error::Http { route: name(), source })?,
+                Http::new(config, route.concurrency)
+                    .map_err(|source| Error::Http { route: name(), source })?,
             ),
             HandlerKind::Registered(kind) => registered
                 .get(kind)

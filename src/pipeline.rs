@@ -26,11 +26,11 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::Sender;
 use std::time::Duration;
 
+use self::assign::Refusal;
 pub use self::board::{Board, Heartbeats};
+use self::enter::Entered;
 pub use self::poller::run;
 pub use self::route::Route;
-use self::assign::Refusal;
-use self::enter::Entered;
 use self::worker::Event;
 use crate::commit::producer::LetterProducer;
 use crate::config::Config;
@@ -92,9 +92,16 @@ impl Shared {
 pub(crate) enum Command {
     Commit(Vec<(Epoch, Position)>),
     /// A partition is drained; `None`: there is nothing new to commit.
-    Drained { partition: Partition, epoch: Epoch, position: Option<Position> },
+    Drained {
+        partition: Partition,
+        epoch: Epoch,
+        position: Option<Position>,
+    },
     /// Everything is known to start these partitions.
-    Entered { rebalance: u64, result: Result<Vec<Entered>, Failure> },
+    Entered {
+        rebalance: u64,
+        result: Result<Vec<Entered>, Failure>,
+    },
     Fail(Failure),
 }
 
@@ -105,7 +112,9 @@ pub enum Failure {
     Refused(#[from] Refusal),
     #[error(transparent)]
     Log(#[from] LogError),
-    #[error("route {route}: {coordinates} has none of the keys in identity.key, and identity.missing is \"fail\"")]
+    #[error(
+        "route {route}: {coordinates} has none of the keys in identity.key, and identity.missing is \"fail\""
+    )]
     MissingIdentity { route: String, coordinates: String },
     #[error("route {route}: the handler gave up at {coordinates}")]
     Handler { route: String, coordinates: String, source: BoxError },

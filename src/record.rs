@@ -207,7 +207,11 @@ fn len32(len: usize) -> u32 {
 mod tests {
     use super::*;
 
-    fn build(key: Option<&[u8]>, payload: Option<&[u8]>, headers: &[(&[u8], Option<&[u8]>)]) -> Record {
+    fn build(
+        key: Option<&[u8]>,
+        payload: Option<&[u8]>,
+        headers: &[(&[u8], Option<&[u8]>)],
+    ) -> Record {
         RecordBuilder::default().build(
             Partition::new("t", 0),
             Offset(7),

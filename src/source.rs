@@ -32,7 +32,10 @@ pub enum Event {
     /// These partitions are offered: [`Source::assign`] takes them.
     Assigned(Vec<Partition>),
     /// These partitions are to be given back by [`Source::unassign`].
-    Revoked { partitions: Vec<Partition>, lost: bool },
+    Revoked {
+        partitions: Vec<Partition>,
+        lost: bool,
+    },
     /// An asynchronous commit was answered.
     Committed(Result<Vec<(Partition, Offset)>, KafkaError>),
     /// Something that passes by itself: the client goes on trying.
@@ -62,7 +65,8 @@ impl Source {
     /// # Errors
     /// A property in `[kafka.properties]` that librdkafka refuses.
     pub fn subscribe(kafka: &Kafka, topics: &[&str]) -> Result<Self, KafkaError> {
-        let consumer: BaseConsumer<Reporting> = client::group_member(kafka).create_with_context(Reporting)?;
+        let consumer: BaseConsumer<Reporting> =
+            client::group_member(kafka).create_with_context(Reporting)?;
         consumer.subscribe(topics)?;
         let poller = Poller::new(&consumer);
         Ok(Self { poller, consumer })
@@ -81,7 +85,11 @@ impl Source {
     pub fn assign(&mut self, starts: &[(Partition, Offset)]) -> Result<(), KafkaError> {
         self.poller.forget_handles();
         let list = list(starts)?;
-        if self.eager() { self.consumer.assign(&list) } else { self.consumer.incremental_assign(&list) }
+        if self.eager() {
+            self.consumer.assign(&list)
+        } else {
+            self.consumer.incremental_assign(&list)
+        }
     }
 
     /// Gives partitions back. `all`: nothing remains assigned.
@@ -175,7 +183,11 @@ impl Source {
 fn list(starts: &[(Partition, Offset)]) -> Result<TopicPartitionList, KafkaError> {
     let mut list = TopicPartitionList::with_capacity(starts.len());
     for (partition, offset) in starts {
-        list.add_partition_offset(&partition.topic, partition.index, KafkaOffset::Offset(offset.0))?;
+        list.add_partition_offset(
+            &partition.topic,
+            partition.index,
+            KafkaOffset::Offset(offset.0),
+        )?;
     }
     Ok(list)
 }

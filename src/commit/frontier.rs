@@ -191,7 +191,11 @@ mod tests {
     use crate::identity::Check;
 
     fn mark(offset: i64) -> LastSettled {
-        LastSettled { offset: Offset(offset), timestamp: Some(Timestamp(offset * 10)), check: Check(0) }
+        LastSettled {
+            offset: Offset(offset),
+            timestamp: Some(Timestamp(offset * 10)),
+            check: Check(0),
+        }
     }
 
     fn at(position: i64) -> Frontier {
@@ -231,7 +235,8 @@ mod tests {
 
     #[test]
     fn what_was_settled_beyond_is_not_delivered_as_open_again() {
-        let state = State { position: Offset(10), settled_beyond: vec![Offset(12)], ..State::default() };
+        let state =
+            State { position: Offset(10), settled_beyond: vec![Offset(12)], ..State::default() };
         let mut frontier = Frontier::new(&state, Offset(10), [Offset(11), Offset(3)]);
         assert_eq!(frontier.look(Offset(9)), Delivery::Below);
         assert_eq!(frontier.look(Offset(10)), Delivery::Open);

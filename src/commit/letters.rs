@@ -114,7 +114,8 @@ impl Letter {
     #[must_use]
     pub fn headers(&self, now: Timestamp) -> Vec<Header> {
         let keeps_headers = matches!(self.form, Form::Whole | Form::WithoutPayload);
-        let foreign = self.record.headers().filter(|(name, _)| keeps_headers && !name.starts_with(PREFIX));
+        let foreign =
+            self.record.headers().filter(|(name, _)| keeps_headers && !name.starts_with(PREFIX));
         let mut headers: Vec<Header> =
             foreign.map(|(name, value)| (name.to_vec(), value.map(<[u8]>::to_vec))).collect();
         let Origin { group, topic_id, generation } = &self.origin;
@@ -221,7 +222,8 @@ mod tests {
     fn foreign_headers_stay_and_those_of_an_earlier_letter_are_replaced() {
         let first = letter(record(&[(b"\xff", None), (b"x", Some(b"1"))]), Form::Whole);
         let second = letter(reread(&first), Form::Whole);
-        let names: Vec<_> = second.headers(Timestamp(0)).into_iter().map(|(name, _)| name).collect();
+        let names: Vec<_> =
+            second.headers(Timestamp(0)).into_iter().map(|(name, _)| name).collect();
         assert_eq!(names[..2], [b"\xff".to_vec(), b"x".to_vec()]);
         assert_eq!(names.iter().filter(|name| name.ends_with(b"-reason")).count(), 1);
     }
@@ -232,7 +234,10 @@ mod tests {
         let said: Vec<_> = forms
             .map(|form| {
                 let letter = letter(record(&[(b"x", None)]), form);
-                let header = reread(&letter).header(b"onced-dead-letter-truncated").flatten().map(<[u8]>::to_vec);
+                let header = reread(&letter)
+                    .header(b"onced-dead-letter-truncated")
+                    .flatten()
+                    .map(<[u8]>::to_vec);
                 let parts = (letter.payload().is_some(), letter.key().is_some());
                 (header.map(|value| String::from_utf8(value).unwrap()), parts)
             })

@@ -95,7 +95,10 @@ impl Metadata {
                 "n" => metadata.partition_count = value.parse().ok()?,
                 "s" => metadata.stream_time = Some(Timestamp(value.parse().ok()?)),
                 "g" => metadata.acts.generation = value.parse().ok()?,
-                "k" => metadata.acts.skips = value.split(',').map(decode_skip).collect::<Option<_>>()?,
+                "k" => {
+                    metadata.acts.skips =
+                        value.split(',').map(decode_skip).collect::<Option<_>>()?
+                }
                 // A newer onced may say more.
                 _ => {}
             }
@@ -116,7 +119,10 @@ mod tests {
     use super::*;
 
     fn metadata(skips: usize) -> Metadata {
-        let skip = |n: usize| Skip { from: Offset(n as i64 * 1_000_000), to: Offset(n as i64 * 1_000_000 + 5) };
+        let skip = |n: usize| Skip {
+            from: Offset(n as i64 * 1_000_000),
+            to: Offset(n as i64 * 1_000_000 + 5),
+        };
         Metadata {
             definition: 0xfeed,
             topic_id: "aB-_12".to_owned(),

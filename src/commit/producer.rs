@@ -65,7 +65,9 @@ impl ProducerContext for Deliveries {
 impl SendError {
     fn of(topic: &str, source: KafkaError) -> Self {
         match source.rdkafka_error_code() {
-            Some(RDKafkaErrorCode::MessageSizeTooLarge | RDKafkaErrorCode::InvalidMessageSize) => Self::TooLarge,
+            Some(RDKafkaErrorCode::MessageSizeTooLarge | RDKafkaErrorCode::InvalidMessageSize) => {
+                Self::TooLarge
+            }
             _ => Self::Kafka { topic: topic.to_owned(), source },
         }
     }
@@ -101,7 +103,8 @@ impl LetterProducer {
         token: u64,
         acknowledged: &Arc<OnAcknowledged>,
     ) -> Result<(), SendError> {
-        let ticket = Ticket { token, topic: topic.to_owned(), acknowledged: Arc::clone(acknowledged) };
+        let ticket =
+            Ticket { token, topic: topic.to_owned(), acknowledged: Arc::clone(acknowledged) };
         let headers = letter.headers(clock::now());
         self.produce(topic, letter.key(), letter.payload(), &headers, Box::new(ticket))
     }

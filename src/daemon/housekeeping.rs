@@ -86,7 +86,9 @@ impl Housekeeping {
             self.next_flush = Instant::now() + self.parts.config.log.flush_interval;
             if let Err(error) = self.keep_house() {
                 tracing::error!(%error, "The log's housekeeping failed.");
-                let latch = || self.parts.readiness.latch(format!("the log's housekeeping failed: {error}"));
+                let latch = || {
+                    self.parts.readiness.latch(format!("the log's housekeeping failed: {error}"))
+                };
                 self.broken.get_or_insert_with(latch);
             }
         }
@@ -99,8 +101,14 @@ impl Housekeeping {
         if low != self.low.is_some() {
             let free = free.unwrap_or_default();
             if low {
-                tracing::error!(free, reserve, "Less space is free than log.disk_reserve. Nothing is consumed until there is more.");
-                let text = format!("the disk is nearly full: {free} bytes are free, log.disk_reserve is {reserve}");
+                tracing::error!(
+                    free,
+                    reserve,
+                    "Less space is free than log.disk_reserve. Nothing is consumed until there is more."
+                );
+                let text = format!(
+                    "the disk is nearly full: {free} bytes are free, log.disk_reserve is {reserve}"
+                );
                 self.low = Some(self.parts.readiness.latch(text));
             } else {
                 tracing::info!(free, "There is space on the disk again.");

@@ -45,7 +45,10 @@ async fn settings(config: &Config, topic: &str) -> Option<TopicSettings> {
 fn warn_if_short(route: &str, topic: &str, keeps_ms: i64, window_ms: i64) {
     if keeps_ms < window_ms {
         tracing::warn!(
-            route, topic, keeps_ms, window_ms,
+            route,
+            topic,
+            keeps_ms,
+            window_ms,
             "The topic keeps less than window.ttl and window.lateness together: after a lost disk, older messages are not recognised."
         );
     }

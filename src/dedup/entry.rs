@@ -97,7 +97,11 @@ mod tests {
 
     #[test]
     fn the_bytes_of_an_entry_are_pinned() {
-        let entry = Entry { offset: Offset(300), time: Timestamp(1_700_000_000_000), check: Check(0x0102_0304) };
+        let entry = Entry {
+            offset: Offset(300),
+            time: Timestamp(1_700_000_000_000),
+            check: Check(0x0102_0304),
+        };
         let mut bytes = Vec::new();
         entry.encode(&mut bytes);
         assert_eq!(bytes, [1, 1, 2, 3, 4, 0xac, 2, 0x80, 0xd0, 0x95, 0xff, 0xbc, 0x31]);

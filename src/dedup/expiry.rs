@@ -48,7 +48,9 @@ impl Window {
     /// later are what a rebuild has to read.
     #[must_use]
     pub fn horizon(&self, stream_time: Timestamp) -> Timestamp {
-        Timestamp(stream_time.0.saturating_sub(millis(self.ttl)).saturating_sub(millis(self.lateness)))
+        Timestamp(
+            stream_time.0.saturating_sub(millis(self.ttl)).saturating_sub(millis(self.lateness)),
+        )
     }
 }
 
@@ -86,7 +88,12 @@ impl StreamClock {
 
     /// Fixes the time of the next record. `wall` is used only for a record without a timestamp,
     /// before 1970, or dated further ahead of `wall` than the window's skew.
-    pub fn read(&mut self, timestamp: Option<Timestamp>, wall: Timestamp, window: &Window) -> Dated {
+    pub fn read(
+        &mut self,
+        timestamp: Option<Timestamp>,
+        wall: Timestamp,
+        window: &Window,
+    ) -> Dated {
         let limit = wall.0.saturating_add(millis(window.skew));
         let Some(timestamp) = timestamp.filter(|t| (0..=limit).contains(&t.0)) else {
             let time = self.now.map_or(wall, |now| now.max(wall));
@@ -138,7 +145,9 @@ mod tests {
     fn a_record_from_the_future_or_without_a_date_does_not_move_the_clock() {
         let mut clock = StreamClock::at(Some(Timestamp(1000)));
         let window = window(100, 10);
-        for timestamp in [None, Some(Timestamp(2051)), Some(Timestamp(i64::MAX)), Some(Timestamp(-1))] {
+        for timestamp in
+            [None, Some(Timestamp(2051)), Some(Timestamp(i64::MAX)), Some(Timestamp(-1))]
+        {
             let dated = clock.read(timestamp, Timestamp(2000), &window);
             assert_eq!(dated, Dated { time: Timestamp(2000), by_record: false });
         }
@@ -150,7 +159,10 @@ mod tests {
     fn extreme_times_do_not_overflow() {
         let window = window(u64::MAX, u64::MAX);
         assert!(!window.expired(Timestamp(0), Timestamp(i64::MAX - 1)));
-        assert!(!window.droppable(Timestamp(0), Timestamp(i64::MAX)) || window.horizon(Timestamp(i64::MAX)).0 >= 0);
+        assert!(
+            !window.droppable(Timestamp(0), Timestamp(i64::MAX))
+                || window.horizon(Timestamp(i64::MAX)).0 >= 0
+        );
         StreamClock::default().read(Some(Timestamp(i64::MAX)), Timestamp(i64::MAX), &window);
     }
 

@@ -161,18 +161,25 @@ mod tests {
 
     fn arbitrary() -> impl Strategy<Value = State> {
         let time = || prop::option::of((0..=i64::MAX).prop_map(Timestamp));
-        let last = (0..=i64::MAX, time(), any::<u32>()).prop_map(|(offset, timestamp, check)| LastSettled {
-            offset: Offset(offset),
-            timestamp,
-            check: Check(check),
+        let last = (0..=i64::MAX, time(), any::<u32>()).prop_map(|(offset, timestamp, check)| {
+            LastSettled { offset: Offset(offset), timestamp, check: Check(check) }
         });
-        (0..1i64 << 50, time(), time(), prop::option::of(last), prop::collection::btree_set(0i64..1 << 40, 0..50))
+        (
+            0..1i64 << 50,
+            time(),
+            time(),
+            prop::option::of(last),
+            prop::collection::btree_set(0i64..1 << 40, 0..50),
+        )
             .prop_map(|(position, stream_time, since, last, beyond)| State {
                 position: Offset(position),
                 stream_time,
                 since,
                 last,
-                settled_beyond: beyond.into_iter().map(|distance| Offset(position + distance)).collect(),
+                settled_beyond: beyond
+                    .into_iter()
+                    .map(|distance| Offset(position + distance))
+                    .collect(),
             })
     }
 

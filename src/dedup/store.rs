@@ -30,7 +30,9 @@ use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
-use rocksdb::{BottommostLevelCompaction, ColumnFamilyDescriptor, CompactOptions, DB, WriteBatch, WriteOptions};
+use rocksdb::{
+    BottommostLevelCompaction, ColumnFamilyDescriptor, CompactOptions, DB, WriteBatch, WriteOptions,
+};
 use serde::{Deserialize, Serialize};
 
 use self::filter::Horizons;
@@ -105,7 +107,9 @@ pub enum LogError {
     DiskFull { source: rocksdb::Error },
     #[error("the log is corrupt at {what}; remove log.dir to rebuild the log from the topic")]
     Corrupt { what: String },
-    #[error("the log can no longer be trusted after a failed {action}; see the cause, then start again")]
+    #[error(
+        "the log can no longer be trusted after a failed {action}; see the cause, then start again"
+    )]
     Failed { action: &'static str, source: rocksdb::Error },
     #[error("the log was poisoned by an earlier failed write; start again")]
     Poisoned,
@@ -179,7 +183,9 @@ impl Store {
             table
                 .rows
                 .iter()
-                .find(|(_, owner)| owner.partition == partition.index && *owner.topic == *partition.topic)
+                .find(|(_, owner)| {
+                    owner.partition == partition.index && *owner.topic == *partition.topic
+                })
                 .map(|(shard, owner)| (*shard, owner.clone()))
         };
         let Some((shard, owner)) = found else { return Ok(None) };
@@ -232,7 +238,11 @@ impl Store {
     ///
     /// # Errors
     /// As [`Store::write`].
-    pub fn drop_shard_if(&self, shard: Shard, is: impl FnOnce(&Owner) -> bool) -> Result<bool, LogError> {
+    pub fn drop_shard_if(
+        &self,
+        shard: Shard,
+        is: impl FnOnce(&Owner) -> bool,
+    ) -> Result<bool, LogError> {
         let mut table = self.table.lock().unwrap_or_else(PoisonError::into_inner);
         if !table.rows.get(&shard).is_some_and(is) {
             return Ok(false);
@@ -404,7 +414,13 @@ pub struct Batch {
 }
 
 impl Batch {
-    pub fn put_entry(&mut self, shard: Shard, identity: &Identity, entry: &Entry, scratch: &mut Vec<u8>) {
+    pub fn put_entry(
+        &mut self,
+        shard: Shard,
+        identity: &Identity,
+        entry: &Entry,
+        scratch: &mut Vec<u8>,
+    ) {
         scratch.clear();
         scratch.reserve(ENTRY_BYTES_MAX);
         entry.encode(scratch);
@@ -445,7 +461,8 @@ impl LookupScratch {
         self.order.extend(0..u32::try_from(identities.len()).expect("a batch has a bound"));
         self.order.sort_unstable_by_key(|place| identities[*place as usize].0);
         self.keys.clear();
-        self.keys.extend(self.order.iter().map(|place| entry_key(shard, &identities[*place as usize])));
+        self.keys
+            .extend(self.order.iter().map(|place| entry_key(shard, &identities[*place as usize])));
     }
 }
 
@@ -482,8 +499,10 @@ fn corrupt(shard: Shard, what: &str, which: &dyn std::fmt::Display) -> LogError 
 
 fn lock(dir: &Path) -> Result<File, LogError> {
     let path = dir.join("lock");
-    let directory = |source| LogError::Directory { path: dir.to_owned(), action: "write into it", source };
-    let file = File::options().create(true).truncate(false).write(true).open(path).map_err(directory)?;
+    let directory =
+        |source| LogError::Directory { path: dir.to_owned(), action: "write into it", source };
+    let file =
+        File::options().create(true).truncate(false).write(true).open(path).map_err(directory)?;
     match file.try_lock() {
         Ok(()) => Ok(file),
         Err(TryLockError::WouldBlock) => Err(LogError::Locked { path: dir.to_owned() }),
@@ -534,7 +553,8 @@ fn read_table(db: &DB) -> Result<Table, LogError> {
             .map_err(|_| LogError::Corrupt { what: "the next shard number".to_owned() })?,
     };
     let mut rows = BTreeMap::new();
-    for item in db.iterator(rocksdb::IteratorMode::From(&TABLE_PREFIX, rocksdb::Direction::Forward)) {
+    for item in db.iterator(rocksdb::IteratorMode::From(&TABLE_PREFIX, rocksdb::Direction::Forward))
+    {
         let (key, value) = item.map_err(failed)?;
         let Some(number) = key.strip_prefix(&TABLE_PREFIX[..]) else { break };
         let row = || LogError::Corrupt { what: "the shard table".to_owned() };

@@ -64,8 +64,12 @@ pub fn decide(record: &Facts, settled: bool, entry: Option<&Entry>, window: &Win
 #[must_use]
 pub fn entry_after(verdict: &Verdict, record: &Facts, window: &Window) -> Option<Entry> {
     match verdict {
-        Verdict::Fresh => Some(Entry { offset: record.offset, time: record.time, check: record.check }),
-        Verdict::Duplicate { first } if window.anchor == Anchor::Last && record.time > first.time => {
+        Verdict::Fresh => {
+            Some(Entry { offset: record.offset, time: record.time, check: record.check })
+        }
+        Verdict::Duplicate { first }
+            if window.anchor == Anchor::Last && record.time > first.time =>
+        {
             Some(Entry { time: record.time, ..*first })
         }
         _ => None,
@@ -125,7 +129,10 @@ mod tests {
         let duplicate = Verdict::Duplicate { first };
         let record = facts(9, 1050, 1);
         assert_eq!(entry_after(&duplicate, &record, &window(Anchor::First)), None);
-        assert_eq!(entry_after(&duplicate, &record, &window(Anchor::Last)), Some(entry(5, 1050, 1)));
+        assert_eq!(
+            entry_after(&duplicate, &record, &window(Anchor::Last)),
+            Some(entry(5, 1050, 1))
+        );
         let earlier = facts(9, 990, 1);
         assert_eq!(entry_after(&duplicate, &earlier, &window(Anchor::Last)), None);
     }

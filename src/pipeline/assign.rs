@@ -50,15 +50,25 @@ pub struct Plan {
 /// Why the daemon does not go on, and what to do about it. Exit code 5.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum Refusal {
-    #[error("{partition}: the topic was recreated (its id was {was}, now it is {is}); what its group and log say is of another topic: use a new kafka.group and log.dir for the new topic")]
+    #[error(
+        "{partition}: the topic was recreated (its id was {was}, now it is {is}); what its group and log say is of another topic: use a new kafka.group and log.dir for the new topic"
+    )]
     Recreated { partition: Partition, was: String, is: String },
-    #[error("{partition}: the log is settled up to offset {position}, but the topic ends at {end}: it was truncated or recreated; use a new kafka.group and log.dir, or restore the topic")]
+    #[error(
+        "{partition}: the log is settled up to offset {position}, but the topic ends at {end}: it was truncated or recreated; use a new kafka.group and log.dir, or restore the topic"
+    )]
     Truncated { partition: Partition, position: Offset, end: Offset },
-    #[error("{partition}: records from offset {unread} on were not read, and the topic now begins at {first}: they are lost to retention; to accept that, move the group's offset to {first} with any tool")]
+    #[error(
+        "{partition}: records from offset {unread} on were not read, and the topic now begins at {first}: they are lost to retention; to accept that, move the group's offset to {first} with any tool"
+    )]
     Gone { partition: Partition, unread: Offset, first: Offset },
-    #[error("{partition}: the topic had {was} partitions and now has {is}: the same key may now go to another partition, where its duplicates are not seen; use a new kafka.group and log.dir")]
+    #[error(
+        "{partition}: the topic had {was} partitions and now has {is}: the same key may now go to another partition, where its duplicates are not seen; use a new kafka.group and log.dir"
+    )]
     PartitionCount { partition: Partition, was: i32, is: i32 },
-    #[error("{partition}: routes.*.identity (or policy.conflict) was changed while entries of the old definition still protect; change it back, or use a new kafka.group and log.dir")]
+    #[error(
+        "{partition}: routes.*.identity (or policy.conflict) was changed while entries of the old definition still protect; change it back, or use a new kafka.group and log.dir"
+    )]
     Definition { partition: Partition },
 }
 
@@ -92,7 +102,9 @@ fn start(known: &Known, settled: Option<Offset>, skip: Option<Skip>) -> Offset {
         (Some(settled), Some(position)) if position > settled => position,
         // What was skipped does not enter, so there is nothing to absorb.
         (Some(settled), _) if skip.is_some_and(|skip| known.position >= Some(skip.from)) => settled,
-        (Some(settled), position) => settled.min(known.window_start.max(position).unwrap_or(settled)),
+        (Some(settled), position) => {
+            settled.min(known.window_start.max(position).unwrap_or(settled))
+        }
     }
 }
 
@@ -148,7 +160,8 @@ mod tests {
 
     #[test]
     fn a_lost_disk_absorbs_one_window() {
-        let lost = Known { committed: Some(Offset(500)), window_start: Some(Offset(200)), ..known() };
+        let lost =
+            Known { committed: Some(Offset(500)), window_start: Some(Offset(200)), ..known() };
         check(&lost, 200, 500);
         check(&Known { window_start: None, ..lost }, 500, 500);
     }
@@ -169,7 +182,8 @@ mod tests {
 
     #[test]
     fn an_offset_moved_forward_by_a_tool_is_a_skip_that_is_not_absorbed() {
-        let moved = Known { committed_by_us: false, window_start: Some(Offset(0)), ..offsets(700, 500) };
+        let moved =
+            Known { committed_by_us: false, window_start: Some(Offset(0)), ..offsets(700, 500) };
         check(&moved, 700, 700);
         let plan = plan(&Partition::new("t", 0), &moved).unwrap();
         assert_eq!(plan.skip, Some(Skip { from: Offset(500), to: Offset(700) }));
@@ -206,6 +220,10 @@ mod tests {
         let gone = Known { first: Offset(600), ..offsets(500, 500) };
         assert!(matches!(plan(&gone), Err(Refusal::Gone { unread: Offset(500), .. })));
         // What retention took from the window alone makes the window shorter, no more.
-        check(&Known { first: Offset(450), window_start: Some(Offset(450)), ..offsets(500, 400) }, 450, 500);
+        check(
+            &Known { first: Offset(450), window_start: Some(Offset(450)), ..offsets(500, 400) },
+            450,
+            500,
+        );
     }
 }

@@ -102,7 +102,7 @@ impl Dispatch {
         let one_call = self.route.handler.keeps_order();
         let paced = self.route.config.rate > 0;
         let batch_max = if paced { 1 } else { self.route.handler.batch_max().max(1) };
-        while !self.ready.is_empty() && !(one_call && self.calls > 0) {
+        while !self.ready.is_empty() && (!one_call || self.calls == 0) {
             if paced && let Err(at) = self.route.take_call() {
                 self.held_until = Some(at);
                 return;
@@ -168,7 +168,8 @@ impl Dispatch {
             let answer = AssertUnwindSafe(handler.handle_batch(&claims)).catch_unwind().await;
             let outcomes = answer.unwrap_or_else(|panic| panicked(&claims, panic.as_ref()));
             // The worker is gone only when the daemon is going.
-            let _ = events.send(Event::Outcomes { route, claims, outcomes, took: started.elapsed() });
+            let _ =
+                events.send(Event::Outcomes { route, claims, outcomes, took: started.elapsed() });
         });
     }
 

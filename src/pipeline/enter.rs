@@ -53,7 +53,9 @@ pub(super) fn enter(
     let mut pause = Duration::from_millis(100);
     loop {
         match try_enter(shared, lookup, partitions, cancelled) {
-            Err(Failure::Kafka { action, source }) if !gives_up(shared, cancelled) && passes(&source) => {
+            Err(Failure::Kafka { action, source })
+                if !gives_up(shared, cancelled) && passes(&source) =>
+            {
                 tracing::warn!(action, error = %source, "The broker did not answer; asking again.");
                 std::thread::sleep(pause);
                 pause = (pause * 2).min(Duration::from_secs(5));
@@ -100,7 +102,8 @@ fn try_enter(
         let action = action.to_owned();
         move |source| Failure::Kafka { action, source }
     };
-    let committed = lookup.committed(partitions).map_err(failed("cannot read the group's offsets"))?;
+    let committed =
+        lookup.committed(partitions).map_err(failed("cannot read the group's offsets"))?;
     let mut sighted = Vec::with_capacity(partitions.len());
     for (partition, committed) in partitions.iter().zip(committed) {
         if let Some(sight) = sight(shared, lookup, partition, committed)? {
@@ -123,12 +126,16 @@ fn sight(
     partition: &Partition,
     committed: Option<Committed>,
 ) -> Result<Option<Sighted>, Failure> {
-    let failed = |source| Failure::Kafka { action: format!("cannot describe the topic {}", partition.topic), source };
+    let failed = |source| Failure::Kafka {
+        action: format!("cannot describe the topic {}", partition.topic),
+        source,
+    };
     let Some(route) = shared.route_of(&partition.topic) else { return Ok(None) };
     let topic_id = lookup.topic_id(&partition.topic).map_err(failed)?;
     let partition_count = lookup.partition_count(&partition.topic).map_err(failed)?;
     let shard = shared.store.shard(partition)?;
-    let shard = keep_usable(shared, &shared.routes[route], partition, &topic_id, partition_count, shard)?;
+    let shard =
+        keep_usable(shared, &shared.routes[route], partition, &topic_id, partition_count, shard)?;
     if let Some(metadata) = committed.as_ref().and_then(|committed| committed.metadata.as_ref()) {
         check_metadata(&shared.routes[route], partition, &topic_id, partition_count, metadata)?;
     }
@@ -186,10 +193,18 @@ fn check_metadata(
 ) -> Result<(), Refusal> {
     let partition = partition.clone();
     if !was.topic_id.is_empty() && !topic_id.is_empty() && was.topic_id != topic_id {
-        return Err(Refusal::Recreated { partition, was: was.topic_id.clone(), is: topic_id.to_owned() });
+        return Err(Refusal::Recreated {
+            partition,
+            was: was.topic_id.clone(),
+            is: topic_id.to_owned(),
+        });
     }
     if was.partition_count != 0 && was.partition_count != partition_count {
-        return Err(Refusal::PartitionCount { partition, was: was.partition_count, is: partition_count });
+        return Err(Refusal::PartitionCount {
+            partition,
+            was: was.partition_count,
+            is: partition_count,
+        });
     }
     let window = &route.config.window;
     let live = was.stream_time.is_some_and(|at| !window.droppable(at, clock::now()));
@@ -251,8 +266,10 @@ fn begin(
     letters: BTreeSet<Offset>,
 ) -> Result<Entered, Failure> {
     let partition = sight.partition.clone();
-    let known = known(shared, lookup, &sight)
-        .map_err(|source| Failure::Kafka { action: format!("cannot read the ends of {partition}"), source })?;
+    let known = known(shared, lookup, &sight).map_err(|source| Failure::Kafka {
+        action: format!("cannot read the ends of {partition}"),
+        source,
+    })?;
     let plan = plan(&partition, &known)?;
     let origin = origin(shared, &sight);
     let metadata = metadata(shared, &sight, &known, &plan);

@@ -46,7 +46,11 @@ impl Poller {
 impl Lane {
     #[must_use]
     pub fn new(poller: &Arc<Poller>) -> Arc<Self> {
-        Arc::new(Self { records: AtomicUsize::new(0), bytes: AtomicUsize::new(0), poller: Arc::clone(poller) })
+        Arc::new(Self {
+            records: AtomicUsize::new(0),
+            bytes: AtomicUsize::new(0),
+            poller: Arc::clone(poller),
+        })
     }
 
     /// True where a batch may be handed over, with this many partitions assigned.
@@ -120,7 +124,10 @@ mod tests {
     fn the_waiting_poll_loop_is_woken_by_a_release() {
         let lane = Lane::new(&Poller::current());
         lane.add(RECORDS_MAX, 0);
-        let worker = { let lane = Arc::clone(&lane); std::thread::spawn(move || lane.release(RECORDS_MAX, 0)) };
+        let worker = {
+            let lane = Arc::clone(&lane);
+            std::thread::spawn(move || lane.release(RECORDS_MAX, 0))
+        };
         assert!(lane.wait_for_room(1, Duration::from_secs(60)));
         worker.join().unwrap();
     }

@@ -49,9 +49,13 @@ const LEAVE_PATIENCE: Duration = Duration::from_secs(10);
 /// Why the pipeline ended by itself.
 pub fn run(shared: &Arc<Shared>) -> Result<(), Failure> {
     let kafka = &shared.config.kafka;
-    let failed = |source| Failure::Kafka { action: "cannot create the consumer".to_owned(), source };
-    let topics: Vec<&str> =
-        shared.routes.iter().flat_map(|route| route.config.topics.iter().map(|topic| &**topic)).collect();
+    let failed =
+        |source| Failure::Kafka { action: "cannot create the consumer".to_owned(), source };
+    let topics: Vec<&str> = shared
+        .routes
+        .iter()
+        .flat_map(|route| route.config.topics.iter().map(|topic| &**topic))
+        .collect();
     let lookup = Arc::new(Lookup::new(kafka).map_err(failed)?);
     let source = Source::subscribe(kafka, &topics).map_err(failed)?;
     let (commands, inbox) = channel();
@@ -83,7 +87,8 @@ pub fn run(shared: &Arc<Shared>) -> Result<(), Failure> {
 
 /// The consumer's `max.poll.interval.ms`: a longer gap has cost the membership.
 fn max_poll_interval(shared: &Shared) -> Duration {
-    let given = shared.config.kafka.properties.iter().find(|(name, _)| *name == "max.poll.interval.ms");
+    let given =
+        shared.config.kafka.properties.iter().find(|(name, _)| *name == "max.poll.interval.ms");
     let ms = given.and_then(|(_, value)| value.parse().ok()).unwrap_or(300_000);
     Duration::from_millis(ms)
 }
@@ -103,7 +108,8 @@ fn start_workers(shared: &Arc<Shared>, commands: &Sender<Command>) -> Vec<Worker
             Worker::new(index, Arc::clone(shared), (events.clone(), receiver), commands.clone());
         let commands = commands.clone();
         let run = move || {
-            let panicked = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| worker.run())).is_err();
+            let panicked =
+                std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| worker.run())).is_err();
             if panicked {
                 let _ = commands.send(Command::Fail(Failure::Panicked));
             }
@@ -202,7 +208,10 @@ impl Poller {
         let gap = self.last_poll.elapsed();
         self.last_poll = Instant::now();
         if gap > self.max_poll_gap && !self.assigned.is_empty() {
-            tracing::error!(?gap, "The poll loop was away for longer than max.poll.interval.ms; its partitions count as lost.");
+            tracing::error!(
+                ?gap,
+                "The poll loop was away for longer than max.poll.interval.ms; its partitions count as lost."
+            );
             let partitions: Vec<_> = self.assigned.keys().cloned().collect();
             self.lose(&partitions);
         }
@@ -218,7 +227,9 @@ impl Poller {
             Event::Committed(Err(error)) => {
                 tracing::warn!(%error, "Offsets were not committed; they are committed again with the next.");
             }
-            Event::Trouble(error) => tracing::warn!(%error, "Trouble with Kafka; the client goes on trying."),
+            Event::Trouble(error) => {
+                tracing::warn!(%error, "Trouble with Kafka; the client goes on trying.")
+            }
             Event::Fatal(source) => {
                 let action = "the client cannot go on".to_owned();
                 self.fail(Failure::Kafka { action, source });
@@ -228,12 +239,14 @@ impl Poller {
 
     fn take(&mut self, record: Record) {
         // Of a partition that was given back: it is read again by whoever owns it.
-        let Some(assigned) = self.assigned.get_mut(&record.partition).filter(|assigned| !assigned.draining)
+        let Some(assigned) =
+            self.assigned.get_mut(&record.partition).filter(|assigned| !assigned.draining)
         else {
             return;
         };
         assigned.pending_bytes += record.size();
-        let full = assigned.pending.len() + 1 >= BATCH_RECORDS || assigned.pending_bytes >= BATCH_BYTES;
+        let full =
+            assigned.pending.len() + 1 >= BATCH_RECORDS || assigned.pending_bytes >= BATCH_BYTES;
         let partition = full.then(|| record.partition.clone());
         assigned.pending.push(record);
         if let Some(partition) = partition {
@@ -269,15 +282,20 @@ impl Poller {
         assigned.lane.add(assigned.pending.len(), assigned.pending_bytes);
         assigned.pending_bytes = 0;
         let records = std::mem::replace(&mut assigned.pending, Vec::with_capacity(BATCH_RECORDS));
-        let event = WorkerEvent::Records { partition: partition.clone(), epoch: assigned.epoch, records };
+        let event =
+            WorkerEvent::Records { partition: partition.clone(), epoch: assigned.epoch, records };
         send(&self.workers[assigned.worker], event);
     }
 
     fn end(&mut self, partition: &Partition, offset: Offset) {
         self.hand_over(partition, PATIENCE);
-        let Some(assigned) = self.assigned.get(partition).filter(|assigned| !assigned.draining) else { return };
+        let Some(assigned) = self.assigned.get(partition).filter(|assigned| !assigned.draining)
+        else {
+            return;
+        };
         if assigned.pending.is_empty() {
-            let event = WorkerEvent::End { partition: partition.clone(), epoch: assigned.epoch, offset };
+            let event =
+                WorkerEvent::End { partition: partition.clone(), epoch: assigned.epoch, offset };
             send(&self.workers[assigned.worker], event);
         }
     }
@@ -291,7 +309,8 @@ impl Poller {
             return self.assign(&[]);
         }
         let names: Vec<_> = partitions.iter().map(ToString::to_string).collect();
-        let latch = self.shared.readiness.latch(format!("finding the start of {}", names.join(", ")));
+        let latch =
+            self.shared.readiness.latch(format!("finding the start of {}", names.join(", ")));
         let cancelled = Arc::new(AtomicBool::new(false));
         self.entering = Some(Entering {
             rebalance: self.rebalance,
@@ -311,7 +330,10 @@ impl Poller {
     }
 
     fn entered(&mut self, rebalance: u64, result: Result<Vec<Entered>, Failure>) {
-        let Some(entering) = self.entering.take_if(|entering| entering.rebalance == rebalance) else { return };
+        let Some(entering) = self.entering.take_if(|entering| entering.rebalance == rebalance)
+        else {
+            return;
+        };
         let entered = match result {
             Ok(entered) => entered,
             Err(failure) => return self.fail(failure),
@@ -365,7 +387,9 @@ impl Poller {
         if let Some(entering) = self.entering.take() {
             entering.cancelled.store(true, Ordering::Relaxed);
             // The client gives back only what was taken.
-            self.assign(&entering.partitions.iter().map(|p| (p.clone(), Offset(0))).collect::<Vec<_>>());
+            self.assign(
+                &entering.partitions.iter().map(|p| (p.clone(), Offset(0))).collect::<Vec<_>>(),
+            );
         }
         if lost {
             tracing::warn!(?partitions, "Partitions were lost; nothing more of them is committed.");
@@ -381,7 +405,8 @@ impl Poller {
             if let Some(assigned) = self.assigned.get_mut(partition) {
                 assigned.draining = true;
                 assigned.pending.clear();
-                let event = WorkerEvent::Drain { partition: partition.clone(), epoch: assigned.epoch };
+                let event =
+                    WorkerEvent::Drain { partition: partition.clone(), epoch: assigned.epoch };
                 send(&self.workers[assigned.worker], event);
                 remaining.push(partition.clone());
             }
@@ -391,14 +416,17 @@ impl Poller {
     }
 
     fn end_drain_if_due(&mut self) {
-        let due = |drain: &mut Drain| drain.remaining.is_empty() || Instant::now() >= drain.deadline;
+        let due =
+            |drain: &mut Drain| drain.remaining.is_empty() || Instant::now() >= drain.deadline;
         let Some(drain) = self.drain.take_if(due) else { return };
         if !drain.remaining.is_empty() {
             tracing::warn!(partitions = ?drain.remaining, "Not everything was answered in time; what is open is handled again.");
             self.lose(&drain.remaining);
         }
         if self.source.lost() {
-            tracing::warn!("The partitions were lost while they were drained; nothing of them is committed.");
+            tracing::warn!(
+                "The partitions were lost while they were drained; nothing of them is committed."
+            );
         } else if let Err(error) = self.source.commit_now(&drain.positions) {
             tracing::warn!(%error, "The last offsets were not committed; the next owner absorbs what it missed.");
         }
@@ -417,7 +445,10 @@ impl Poller {
     fn lose(&mut self, partitions: &[Partition]) {
         for partition in partitions {
             if let Some(assigned) = self.assigned.remove(partition) {
-                send(&self.workers[assigned.worker], WorkerEvent::Lost { partition: partition.clone() });
+                send(
+                    &self.workers[assigned.worker],
+                    WorkerEvent::Lost { partition: partition.clone() },
+                );
             }
             if let Some(drain) = &mut self.drain {
                 drain.remaining.retain(|remaining| remaining != partition);
@@ -429,7 +460,9 @@ impl Poller {
     fn command(&mut self, command: Command) {
         match command {
             Command::Commit(positions) => self.commit(positions),
-            Command::Drained { partition, epoch, position } => self.drained(&partition, epoch, position),
+            Command::Drained { partition, epoch, position } => {
+                self.drained(&partition, epoch, position)
+            }
             Command::Entered { rebalance, result } => self.entered(rebalance, result),
             Command::Fail(failure) => self.fail(failure),
         }
@@ -511,7 +544,9 @@ impl Poller {
             let Some(assigned) = self.assigned.get_mut(&partition) else { continue };
             match self.source.resume(std::slice::from_ref(&partition)) {
                 Ok(()) => assigned.paused = false,
-                Err(error) => tracing::warn!(%error, %partition, "The partition could not be resumed."),
+                Err(error) => {
+                    tracing::warn!(%error, %partition, "The partition could not be resumed.")
+                }
             }
         }
     }
@@ -544,7 +579,8 @@ impl Poller {
     /// A hand-over that is under way ends with the rest.
     fn end_drain_now(&mut self) {
         if let Some(drain) = &mut self.drain {
-            drain.deadline = drain.deadline.min(Instant::now() + self.shared.config.runtime.drain_timeout);
+            drain.deadline =
+                drain.deadline.min(Instant::now() + self.shared.config.runtime.drain_timeout);
         }
         while self.drain.is_some() {
             if let Some(event) = self.source.poll(IDLE) {
@@ -588,9 +624,12 @@ fn owned(
     lane: &Arc<Lane>,
     metrics: PartitionMetrics,
 ) -> Owned {
-    let Entered { partition, route, shard, frontier, plan, committed, metadata, origin, cut } = entered;
+    let Entered { partition, route, shard, frontier, plan, committed, metadata, origin, cut } =
+        entered;
     let absorbs = plan.absorb_until > plan.start;
-    let text = || format!("{partition} is reading again what was handled before, up to {}", plan.absorb_until);
+    let text = || {
+        format!("{partition} is reading again what was handled before, up to {}", plan.absorb_until)
+    };
     metrics.position.set(frontier.position().0);
     metrics.committed_offset.set(committed.unwrap_or(plan.start).0);
     if let Some(skip) = plan.skip {

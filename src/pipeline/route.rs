@@ -24,7 +24,11 @@ pub struct Route {
 
 impl Route {
     #[must_use]
-    pub fn new(config: config::Route, handler: Arc<dyn Handler>, metrics: RouteMetrics) -> Arc<Self> {
+    pub fn new(
+        config: config::Route,
+        handler: Arc<dyn Handler>,
+        metrics: RouteMetrics,
+    ) -> Arc<Self> {
         Arc::new(Self {
             definition: config.identity.definition(),
             permits: AtomicUsize::new(config.concurrency),
@@ -42,7 +46,12 @@ impl Route {
         let mut free = self.permits.load(Ordering::Relaxed);
         loop {
             let taken = free.min(wanted);
-            match self.permits.compare_exchange_weak(free, free - taken, Ordering::Relaxed, Ordering::Relaxed) {
+            match self.permits.compare_exchange_weak(
+                free,
+                free - taken,
+                Ordering::Relaxed,
+                Ordering::Relaxed,
+            ) {
                 Ok(_) => return taken,
                 Err(now) => free = now,
             }

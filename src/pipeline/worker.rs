@@ -24,10 +24,10 @@ use super::dispatch::Dispatch;
 use super::inflight::InFlight;
 use super::lane::Lane;
 use super::{Command, Failure, Shared};
+use crate::commit::Frontier;
 use crate::commit::letters::Origin;
 use crate::commit::offsets::Metadata;
 use crate::commit::producer::{OnAcknowledged, SendError};
-use crate::commit::Frontier;
 use crate::dedup::store::{Batch, LookupScratch};
 use crate::dedup::{LogError, Shard};
 use crate::handler::{Claim, Outcome};
@@ -40,15 +40,36 @@ use crate::source::Position;
 /// What a worker is told.
 pub enum Event {
     Open(Box<Owned>),
-    Records { partition: Partition, epoch: Epoch, records: Vec<Record> },
+    Records {
+        partition: Partition,
+        epoch: Epoch,
+        records: Vec<Record>,
+    },
     /// There is nothing to deliver below this offset.
-    End { partition: Partition, epoch: Epoch, offset: Offset },
+    End {
+        partition: Partition,
+        epoch: Epoch,
+        offset: Offset,
+    },
     /// Finish what is with the handler, settle it, and answer [`Command::Drained`].
-    Drain { partition: Partition, epoch: Epoch },
+    Drain {
+        partition: Partition,
+        epoch: Epoch,
+    },
     /// Another instance may own the partition already: settle nothing more.
-    Lost { partition: Partition },
-    Outcomes { route: usize, claims: Vec<Claim>, outcomes: Vec<Outcome>, took: Duration },
-    Letter { token: u64, result: Result<(), SendError> },
+    Lost {
+        partition: Partition,
+    },
+    Outcomes {
+        route: usize,
+        claims: Vec<Claim>,
+        outcomes: Vec<Outcome>,
+        took: Duration,
+    },
+    Letter {
+        token: u64,
+        result: Result<(), SendError>,
+    },
     /// A permit may be free.
     Wake,
     Stop,
@@ -176,7 +197,10 @@ impl Worker {
         Self {
             index,
             dispatch: routes.iter().enumerate().map(dispatch).collect(),
-            identifiers: routes.iter().map(|route| Identifier::new(route.config.identity.clone())).collect(),
+            identifiers: routes
+                .iter()
+                .map(|route| Identifier::new(route.config.identity.clone()))
+                .collect(),
             permits: vec![0; routes.len()],
             tallies: routes.iter().map(|route| Tally::new(&route.metrics)).collect(),
             events,
@@ -238,7 +262,9 @@ impl Worker {
             Event::End { partition, epoch, offset } => self.end(&partition, epoch, offset),
             Event::Drain { partition, epoch } => self.drain(&partition, epoch),
             Event::Lost { partition } => self.lose(&partition),
-            Event::Outcomes { route, claims, outcomes, took } => self.answered(route, claims, outcomes, took),
+            Event::Outcomes { route, claims, outcomes, took } => {
+                self.answered(route, claims, outcomes, took)
+            }
             Event::Letter { token, result } => self.letter_answered(token, result),
             Event::Wake | Event::Stop => {}
         }
@@ -268,7 +294,9 @@ impl Worker {
         let timers = std::mem::take(&mut self.timers);
         for timer in timers {
             match timer.0.what {
-                Due::Call { claim, .. } if claim.record.partition == *partition => given_up.push(claim),
+                Due::Call { claim, .. } if claim.record.partition == *partition => {
+                    given_up.push(claim)
+                }
                 what => self.timers.push(Reverse(Timer { at: timer.0.at, what })),
             }
         }
@@ -295,7 +323,9 @@ impl Worker {
             self.owned.values().filter(finished).map(|owned| owned.partition.clone()).collect();
         for partition in done {
             let Some(owned) = self.owned.remove(&partition) else { continue };
-            let position = (!self.failed).then(|| position(&owned)).filter(|at| Some(at.offset) > owned.committed);
+            let position = (!self.failed)
+                .then(|| position(&owned))
+                .filter(|at| Some(at.offset) > owned.committed);
             owned.metrics.remove();
             self.shared.board.remove(&partition);
             self.send(Command::Drained { partition, epoch: owned.epoch, position });

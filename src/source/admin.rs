@@ -23,7 +23,8 @@ pub(super) fn topic_id(
     // SAFETY: every object is created here, used while alive and destroyed once; the name
     // outlives the calls, which copy it.
     unsafe {
-        let topics = native::rd_kafka_TopicCollection_of_topic_names(names.as_mut_ptr(), names.len());
+        let topics =
+            native::rd_kafka_TopicCollection_of_topic_names(names.as_mut_ptr(), names.len());
         let queue = native::rd_kafka_queue_new(client);
         native::rd_kafka_DescribeTopics(client, topics, std::ptr::null(), queue);
         native::rd_kafka_TopicCollection_destroy(topics);
@@ -57,7 +58,8 @@ unsafe fn described_id(event: *mut native::rd_kafka_event_t) -> Result<String, K
         if error != native::rd_kafka_resp_err_t::RD_KAFKA_RESP_ERR_NO_ERROR {
             return Err(KafkaError::MetadataFetch(error.into()));
         }
-        let text = native::rd_kafka_Uuid_base64str(native::rd_kafka_TopicDescription_topic_id(topic));
+        let text =
+            native::rd_kafka_Uuid_base64str(native::rd_kafka_TopicDescription_topic_id(topic));
         if text.is_null() {
             return Ok(String::new());
         }

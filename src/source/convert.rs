@@ -23,14 +23,23 @@ pub(super) unsafe fn record(
     // SAFETY: alive by contract.
     let parts = unsafe { &*message };
     // SAFETY: key and payload are null or have the length that stands beside them.
-    let (key, payload) = unsafe { (bytes(parts.key, parts.key_len), bytes(parts.payload, parts.len)) };
+    let (key, payload) =
+        unsafe { (bytes(parts.key, parts.key_len), bytes(parts.payload, parts.len)) };
     let mut kind = native::rd_kafka_timestamp_type_t::RD_KAFKA_TIMESTAMP_NOT_AVAILABLE;
     // SAFETY: alive by contract; `kind` outlives the call.
     let timestamp = unsafe { native::rd_kafka_message_timestamp(message, &raw mut kind) };
-    let dated = kind != native::rd_kafka_timestamp_type_t::RD_KAFKA_TIMESTAMP_NOT_AVAILABLE && timestamp >= 0;
+    let dated = kind != native::rd_kafka_timestamp_type_t::RD_KAFKA_TIMESTAMP_NOT_AVAILABLE
+        && timestamp >= 0;
     // SAFETY: alive by contract, and the headers are used before the message is freed.
     let headers = unsafe { HeaderIter::of(message) };
-    builder.build(partition, Offset(parts.offset), dated.then_some(Timestamp(timestamp)), key, payload, headers)
+    builder.build(
+        partition,
+        Offset(parts.offset),
+        dated.then_some(Timestamp(timestamp)),
+        key,
+        payload,
+        headers,
+    )
 }
 
 /// # Safety

@@ -83,7 +83,9 @@ fn drain(
                 }
             }
             Some(Event::Fatal(error)) => return Err(error),
-            Some(Event::Trouble(error)) => tracing::warn!(%error, "Trouble while reading dead letters."),
+            Some(Event::Trouble(error)) => {
+                tracing::warn!(%error, "Trouble while reading dead letters.")
+            }
             _ => {}
         }
     }

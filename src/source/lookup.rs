@@ -37,7 +37,8 @@ impl Lookup {
     /// A property in `[kafka.properties]` that librdkafka refuses.
     pub fn new(kafka: &Kafka) -> Result<Self, KafkaError> {
         let committed = client::reader(kafka).create()?;
-        let uncommitted = client::reader(kafka).set("isolation.level", "read_uncommitted").create()?;
+        let uncommitted =
+            client::reader(kafka).set("isolation.level", "read_uncommitted").create()?;
         Ok(Self { committed, uncommitted })
     }
 
@@ -79,7 +80,10 @@ impl Lookup {
     ///
     /// # Errors
     /// The broker's answer.
-    pub fn committed(&self, partitions: &[Partition]) -> Result<Vec<Option<Committed>>, KafkaError> {
+    pub fn committed(
+        &self,
+        partitions: &[Partition],
+    ) -> Result<Vec<Option<Committed>>, KafkaError> {
         let list = self.committed.committed_offsets(names(partitions), PATIENCE)?;
         // SAFETY: the list outlives the loop. Its metadata are foreign bytes, which the client's
         // own reader would require to be UTF-8.
@@ -88,7 +92,8 @@ impl Lookup {
             let element = elements.iter().find(|element| {
                 // SAFETY: an element has a name that ends with a NUL.
                 let topic = unsafe { std::ffi::CStr::from_ptr(element.topic) };
-                element.partition == partition.index && topic.to_bytes() == partition.topic.as_bytes()
+                element.partition == partition.index
+                    && topic.to_bytes() == partition.topic.as_bytes()
             })?;
             (element.offset >= 0).then(|| Committed {
                 offset: Offset(element.offset),
@@ -103,7 +108,8 @@ impl Lookup {
     /// # Errors
     /// The broker's answer.
     pub fn ends(&self, partition: &Partition) -> Result<(Offset, Offset), KafkaError> {
-        let (first, end) = self.uncommitted.fetch_watermarks(&partition.topic, partition.index, PATIENCE)?;
+        let (first, end) =
+            self.uncommitted.fetch_watermarks(&partition.topic, partition.index, PATIENCE)?;
         Ok((Offset(first), Offset(end)))
     }
 
@@ -111,7 +117,11 @@ impl Lookup {
     ///
     /// # Errors
     /// The broker's answer.
-    pub fn at_time(&self, partition: &Partition, time: Timestamp) -> Result<Option<Offset>, KafkaError> {
+    pub fn at_time(
+        &self,
+        partition: &Partition,
+        time: Timestamp,
+    ) -> Result<Option<Offset>, KafkaError> {
         let mut list = TopicPartitionList::new();
         let time = KafkaOffset::Offset(time.0.max(0));
         list.add_partition_offset(&partition.topic, partition.index, time)?;
@@ -130,6 +140,7 @@ fn metadata_of(element: &rdkafka::bindings::rd_kafka_topic_partition_t) -> Optio
         return None;
     }
     // SAFETY: librdkafka says how long the metadata are.
-    let bytes = unsafe { std::slice::from_raw_parts(element.metadata.cast::<u8>(), element.metadata_size) };
+    let bytes =
+        unsafe { std::slice::from_raw_parts(element.metadata.cast::<u8>(), element.metadata_size) };
     Metadata::decode(bytes)
 }

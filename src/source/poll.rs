@@ -115,6 +115,7 @@ impl Poller {
     fn fetched(&mut self, event: &Owned) -> Option<Event> {
         // SAFETY: a fetch event of a consumer holds one message, alive as long as the event.
         let message = unsafe { native::rd_kafka_event_message_next(event.0.as_ptr()) };
+        // SAFETY: null, or alive as said.
         let parts = unsafe { message.as_ref() }?;
         if parts.err != RDKafkaRespErr::RD_KAFKA_RESP_ERR_NO_ERROR {
             return Some(Event::Trouble(KafkaError::MessageConsumption(parts.err.into())));
@@ -155,8 +156,9 @@ impl Poller {
     fn fatal_code(&self) -> RDKafkaErrorCode {
         let mut text = [0; 512];
         // SAFETY: the handle is alive, the buffer has the length given.
-        let code =
-            unsafe { native::rd_kafka_fatal_error(self.handle.as_ptr(), text.as_mut_ptr(), text.len()) };
+        let code = unsafe {
+            native::rd_kafka_fatal_error(self.handle.as_ptr(), text.as_mut_ptr(), text.len())
+        };
         // SAFETY: librdkafka ends the text with a NUL.
         let text = unsafe { CStr::from_ptr(text.as_ptr()) };
         tracing::error!(error = %text.to_string_lossy(), "The Kafka client cannot go on.");
@@ -175,11 +177,11 @@ impl Poller {
         let partitions = unsafe { elements(list) }.iter().map(name_of).collect();
         match code {
             RDKafkaRespErr::RD_KAFKA_RESP_ERR__ASSIGN_PARTITIONS => Event::Assigned(partitions),
-            // SAFETY: the handle is alive.
-            _ => Event::Revoked {
-                partitions,
-                lost: unsafe { native::rd_kafka_assignment_lost(self.handle.as_ptr()) } != 0,
-            },
+            _ => {
+                // SAFETY: the handle is alive.
+                let lost = unsafe { native::rd_kafka_assignment_lost(self.handle.as_ptr()) } != 0;
+                Event::Revoked { partitions, lost }
+            }
         }
     }
 }
@@ -201,9 +203,13 @@ fn committed(event: &Owned) -> Event {
     };
     // SAFETY: the list is null or lives as long as the event.
     let list = unsafe { elements(list) };
-    let failed = std::iter::once(code)
-        .chain(list.iter().map(|element| element.err))
-        .find(|code| !matches!(code, RDKafkaRespErr::RD_KAFKA_RESP_ERR_NO_ERROR | RDKafkaRespErr::RD_KAFKA_RESP_ERR__NO_OFFSET));
+    let failed = std::iter::once(code).chain(list.iter().map(|element| element.err)).find(|code| {
+        !matches!(
+            code,
+            RDKafkaRespErr::RD_KAFKA_RESP_ERR_NO_ERROR
+                | RDKafkaRespErr::RD_KAFKA_RESP_ERR__NO_OFFSET
+        )
+    });
     Event::Committed(match failed {
         Some(code) => Err(KafkaError::ConsumerCommit(code.into())),
         None => Ok(list.iter().map(|element| (name_of(element), Offset(element.offset))).collect()),
@@ -212,7 +218,8 @@ fn committed(event: &Owned) -> Event {
 
 fn topic_partition(event: &Owned) -> Option<(Partition, Offset)> {
     // SAFETY: alive until `event` is dropped; the result is a copy that we own.
-    let element = NonNull::new(unsafe { native::rd_kafka_event_topic_partition(event.0.as_ptr()) })?;
+    let element =
+        NonNull::new(unsafe { native::rd_kafka_event_topic_partition(event.0.as_ptr()) })?;
     // SAFETY: not null.
     let parts = unsafe { element.as_ref() };
     let found = (name_of(parts), Offset(parts.offset));

@@ -48,7 +48,11 @@ impl Horizons {
     }
 
     /// Makes known that these stream times were flushed.
-    pub(super) fn publish(&self, flushed: &FxHashMap<u32, Timestamp>, rows: &BTreeMap<Shard, Owner>) {
+    pub(super) fn publish(
+        &self,
+        flushed: &FxHashMap<u32, Timestamp>,
+        rows: &BTreeMap<Shard, Owner>,
+    ) {
         let mut inner = self.inner();
         for (shard, owner) in rows {
             if let Some(stream_time) = flushed.get(&shard.0) {

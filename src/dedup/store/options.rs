@@ -71,9 +71,12 @@ fn common(cache: &Cache) -> Options {
 /// [`LogError::SelfCheck`] names the option that is not as set.
 pub(super) fn check_in_effect(db: &Path) -> Result<(), LogError> {
     let failed = |what: String| LogError::SelfCheck { what };
-    let text = newest_options_file(db).map_err(|error| failed(format!("cannot read the options back: {error}")))?;
+    let text = newest_options_file(db)
+        .map_err(|error| failed(format!("cannot read the options back: {error}")))?;
     let factory = format!("compaction_filter_factory={}", NAME.to_string_lossy());
-    for wanted in ["filter_policy=bloomfilter", "compaction_style=kCompactionStyleUniversal", &factory] {
+    for wanted in
+        ["filter_policy=bloomfilter", "compaction_style=kCompactionStyleUniversal", &factory]
+    {
         if !text.lines().any(|line| line.trim().starts_with(wanted)) {
             return Err(failed(format!("the option {wanted} is not in effect")));
         }
@@ -86,7 +89,10 @@ fn newest_options_file(db: &Path) -> std::io::Result<String> {
     for item in std::fs::read_dir(db)? {
         let path = item?.path();
         let name = path.file_name().map(|name| name.to_string_lossy().into_owned());
-        if name.as_deref().is_some_and(|name| name.starts_with("OPTIONS-") && !name.ends_with("dbtmp")) {
+        if name
+            .as_deref()
+            .is_some_and(|name| name.starts_with("OPTIONS-") && !name.ends_with("dbtmp"))
+        {
             newest = newest.max(Some(path));
         }
     }

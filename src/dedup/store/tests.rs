@@ -36,7 +36,11 @@ fn entry(n: u64, time: i64) -> Entry {
 }
 
 fn state(position: i64, stream_time: i64) -> State {
-    State { position: Offset(position), stream_time: Some(Timestamp(stream_time)), ..State::default() }
+    State {
+        position: Offset(position),
+        stream_time: Some(Timestamp(stream_time)),
+        ..State::default()
+    }
 }
 
 fn fill(store: &Store, shard: Shard, numbers: std::ops::Range<u64>, time: i64) {

@@ -60,7 +60,9 @@ impl Worker {
     }
 
     pub(super) fn send_letter(&mut self, token: u64) {
-        let (Some(job), Some(producer)) = (self.letters.get(&token), &self.shared.letters) else { return };
+        let (Some(job), Some(producer)) = (self.letters.get(&token), &self.shared.letters) else {
+            return;
+        };
         let Some(topic) = &self.shared.routes[job.route].config.dead_letter else { return };
         if let Err(error) = producer.send(topic, &job.letter, token, &self.acknowledged) {
             self.letter_answered(token, Err(error));
@@ -83,7 +85,9 @@ impl Worker {
         let Some(smaller) = job.letter.form.smaller() else {
             let coordinates = job.letter.record.coordinates();
             let route = job.route;
-            let reason = format!("even the smallest dead letter of {coordinates} is larger than its topic takes");
+            let reason = format!(
+                "even the smallest dead letter of {coordinates} is larger than its topic takes"
+            );
             return self.shared.routes[route].pause(&self.shared.readiness, reason);
         };
         job.letter.form = smaller;
@@ -91,10 +95,14 @@ impl Worker {
     }
 
     fn letter_sent(&mut self, token: u64) {
-        let Some(LetterJob { letter, subject, route, verdict }) = self.letters.remove(&token) else { return };
+        let Some(LetterJob { letter, subject, route, verdict }) = self.letters.remove(&token)
+        else {
+            return;
+        };
         self.shared.routes[route].metrics.dead_letters.add(letter.reason, 1);
         let record = &subject.record;
-        let owned = self.owned.get_mut(&record.partition).filter(|owned| owned.epoch == subject.epoch);
+        let owned =
+            self.owned.get_mut(&record.partition).filter(|owned| owned.epoch == subject.epoch);
         match (owned, subject.claim) {
             // The partition is somebody else's now; the letter settles its record there too.
             (None, Some(claim)) => self.give_up(route, claim),
@@ -103,7 +111,9 @@ impl Worker {
                 owned.out -= 1;
                 match claim {
                     Some(claim) => self.settle_claim(route, &claim, verdict, None),
-                    None => self.settle(&record.partition, record.offset, record.size(), verdict, None),
+                    None => {
+                        self.settle(&record.partition, record.offset, record.size(), verdict, None)
+                    }
                 }
             }
         }

@@ -86,8 +86,11 @@ impl Worker {
             tally.undated += u64::from(!dated.by_record);
             let identified = identifier.identify(&record);
             tally.scope_missing += u64::from(identified.scope_missing);
-            let mark =
-                LastSettled { offset: record.offset, timestamp: record.timestamp, check: identified.check };
+            let mark = LastSettled {
+                offset: record.offset,
+                timestamp: record.timestamp,
+                check: identified.check,
+            };
             let before = owned.frontier.span();
             owned.frontier.deliver(mark, clock.now());
             if delivery == Delivery::Settled {
@@ -129,7 +132,8 @@ impl Worker {
             let mut entry = None;
             if let Some(identity) = &read.facts.identity {
                 let found = entries.next().copied().flatten();
-                let made = (!self.scratch.absorbed.is_empty()).then(|| self.scratch.absorbed.get(identity).copied());
+                let made = (!self.scratch.absorbed.is_empty())
+                    .then(|| self.scratch.absorbed.get(identity).copied());
                 entry = made.flatten().or(found);
             }
             self.decide_one(partition, read, entry);
@@ -169,8 +173,16 @@ impl Worker {
     }
 
     /// Does what follows from a verdict that is final. `waiting`: records that wait behind it.
-    pub(super) fn act(&mut self, read: Read, verdict: Verdict, prior: Option<Entry>, waiting: VecDeque<Read>) {
-        let Some(route) = self.owned.get(&read.record.partition).map(|owned| owned.route) else { return };
+    pub(super) fn act(
+        &mut self,
+        read: Read,
+        verdict: Verdict,
+        prior: Option<Entry>,
+        waiting: VecDeque<Read>,
+    ) {
+        let Some(route) = self.owned.get(&read.record.partition).map(|owned| owned.route) else {
+            return;
+        };
         let policy = &self.shared.routes[route].config;
         let after = entry_after(&verdict, &read.facts, &policy.window);
         match verdict {
@@ -184,7 +196,13 @@ impl Worker {
             Verdict::Conflict { first } => match policy.conflict {
                 Conflict::DeadLetter => {
                     let error = conflict_text(&read, &first);
-                    self.dead_letter(route, read.into(), Reason::Conflict, error, VerdictLabel::Conflict);
+                    self.dead_letter(
+                        route,
+                        read.into(),
+                        Reason::Conflict,
+                        error,
+                        VerdictLabel::Conflict,
+                    );
                 }
                 Conflict::Suppress | Conflict::Process => {
                     self.settle_read(read, VerdictLabel::Conflict, None);
@@ -201,19 +219,32 @@ impl Worker {
                 self.dispatch[route].submit(claim);
             }
             Missing::DeadLetter => {
-                let reason =
-                    if read.identified.undecodable { Reason::Undecodable } else { Reason::MissingIdentity };
-                let error = "no source in routes.*.identity.key is present in the record".to_owned();
+                let reason = if read.identified.undecodable {
+                    Reason::Undecodable
+                } else {
+                    Reason::MissingIdentity
+                };
+                let error =
+                    "no source in routes.*.identity.key is present in the record".to_owned();
                 self.dead_letter(route, read.into(), reason, error, VerdictLabel::Unidentified);
             }
             Missing::Fail => {
                 let route = self.shared.routes[route].config.name.to_string();
-                self.fail(Failure::MissingIdentity { route, coordinates: read.record.coordinates() });
+                self.fail(Failure::MissingIdentity {
+                    route,
+                    coordinates: read.record.coordinates(),
+                });
             }
         }
     }
 
-    fn take_off(&mut self, route: usize, read: Read, prior: Option<Entry>, waiting: VecDeque<Read>) {
+    fn take_off(
+        &mut self,
+        route: usize,
+        read: Read,
+        prior: Option<Entry>,
+        waiting: VecDeque<Read>,
+    ) {
         if let Some(identity) = read.facts.identity {
             self.inflight.take_off(read.shard, identity, Flight { prior, waiting });
         }
@@ -241,13 +272,21 @@ impl Worker {
 
     /// The record in flight with this identity is settled or given up: those that waited for it
     /// are decided, in order, until one of them takes off itself.
-    pub(super) fn land(&mut self, shard: Shard, identity: Option<Identity>, handled: Option<Entry>) {
+    pub(super) fn land(
+        &mut self,
+        shard: Shard,
+        identity: Option<Identity>,
+        handled: Option<Entry>,
+    ) {
         let Some(identity) = identity else { return };
-        let Some(Flight { prior, mut waiting }) = self.inflight.land(shard, identity) else { return };
+        let Some(Flight { prior, mut waiting }) = self.inflight.land(shard, identity) else {
+            return;
+        };
         let mut entry = handled.or(prior);
         while let Some(read) = waiting.pop_front() {
             let current = self.owned.get(&read.record.partition);
-            let Some(owned) = current.filter(|owned| owned.epoch == read.epoch && !owned.draining) else {
+            let Some(owned) = current.filter(|owned| owned.epoch == read.epoch && !owned.draining)
+            else {
                 continue;
             };
             let window = self.window(owned.route);
@@ -262,7 +301,9 @@ impl Worker {
     }
 
     pub(super) fn end(&mut self, partition: &Partition, epoch: Epoch, offset: Offset) {
-        let Some(owned) = self.owned.get_mut(partition).filter(|owned| owned.epoch == epoch) else { return };
+        let Some(owned) = self.owned.get_mut(partition).filter(|owned| owned.epoch == epoch) else {
+            return;
+        };
         owned.delivered = owned.delivered.max(offset);
         self.advance_to_end(partition);
         self.delivered(partition);
@@ -302,11 +343,6 @@ pub struct Subject {
 
 impl From<Read> for Subject {
     fn from(read: Read) -> Self {
-        Self {
-            epoch: read.epoch,
-            identity: read.facts.identity,
-            record: read.record,
-            claim: None,
-        }
+        Self { epoch: read.epoch, identity: read.facts.identity, record: read.record, claim: None }
     }
 }

@@ -101,7 +101,8 @@ impl Worker {
     ) {
         let metrics = &self.shared.routes[route].metrics;
         metrics.outcomes.add(label(&outcome), 1);
-        let owned = self.owned.get_mut(&claim.record.partition).filter(|owned| owned.epoch == claim.epoch);
+        let owned =
+            self.owned.get_mut(&claim.record.partition).filter(|owned| owned.epoch == claim.epoch);
         let Some(owned) = owned else { return self.give_up(route, claim) };
         owned.out -= 1;
         match outcome {
@@ -136,7 +137,13 @@ impl Worker {
     ) {
         let handled = entry.filter(|_| claim.identity.is_some());
         let identified = claim.identity.zip(handled);
-        self.settle(&claim.record.partition, claim.record.offset, claim.record.size(), verdict, identified);
+        self.settle(
+            &claim.record.partition,
+            claim.record.offset,
+            claim.record.size(),
+            verdict,
+            identified,
+        );
         self.dispatch[route].finished(claim);
         self.permits[route] += usize::from(claim.attempt > 0);
         self.land(claim.shard, claim.identity, handled);
@@ -198,7 +205,13 @@ impl Worker {
     /// Settles a record that no handler was called for.
     pub(super) fn settle_read(&mut self, read: Read, verdict: VerdictLabel, entry: Option<Entry>) {
         let identified = read.facts.identity.zip(entry);
-        self.settle(&read.record.partition, read.record.offset, read.record.size(), verdict, identified);
+        self.settle(
+            &read.record.partition,
+            read.record.offset,
+            read.record.size(),
+            verdict,
+            identified,
+        );
     }
 
     /// The one place where a record is settled and counted.
@@ -253,7 +266,8 @@ impl Worker {
                 let Some(owned) = self.owned.get_mut(partition) else { continue };
                 owned.dirty = false;
                 let window = millis(self.shared.routes[owned.route].config.window.ttl);
-                let kept = self.shared.kept.get(&owned.partition.topic).copied().unwrap_or(i64::MAX);
+                let kept =
+                    self.shared.kept.get(&owned.partition.topic).copied().unwrap_or(i64::MAX);
                 publish(owned, window.min(kept));
                 self.shared.board.update(owned);
             }
