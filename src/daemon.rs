@@ -10,8 +10,8 @@ mod retention;
 mod status;
 
 use std::collections::HashMap;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Weak};
 use std::time::Duration;
 
 use rdkafka::error::{KafkaError, RDKafkaErrorCode};
@@ -154,6 +154,8 @@ struct Daemon<'a> {
     hold: Arc<AtomicBool>,
     handlers: Vec<Arc<dyn Handler>>,
     starting: Option<Latch>,
+    /// The log of the last run.
+    store: Weak<Store>,
 }
 
 impl<'a> Daemon<'a> {
@@ -163,6 +165,7 @@ impl<'a> Daemon<'a> {
         Ok(Self {
             handlers: make_handlers(&config, &handlers, runtime)?,
             starting: Some(readiness.latch("starting")),
+            store: Weak::new(),
             metrics: Metrics::new(),
             board: Arc::default(),
             heartbeats: Arc::new(Heartbeats::new(config.runtime.workers)),
@@ -196,6 +199,8 @@ impl<'a> Daemon<'a> {
                     tracing::error!(%error, "The disk is full. Nothing is consumed until there is space.");
                     self.wait_for_space();
                 }
+                // Retention was faster: whether that matters is decided at the start.
+                Err(Error::Pipeline(Failure::OutOfRange { .. })) => {}
                 result => return result,
             }
         }
@@ -206,7 +211,13 @@ impl<'a> Daemon<'a> {
     fn run_once(&mut self, routes: &[Arc<Route>], stamp: &Stamp, kept: &Kept) -> Result<(), Error> {
         let log = &self.config.log;
         let config = store::Config { dir: log.dir.clone(), memory: log.memory };
+        self.wait_for_last_user();
+        if self.shutdown.requested() {
+            return Ok(());
+        }
         let store = Arc::new(Store::open(&config, stamp)?);
+        self.store = Arc::downgrade(&store);
+        routes.iter().for_each(|route| route.begin());
         let _housekeeping = housekeeping::start(housekeeping::Parts {
             store: Arc::clone(&store),
             config: Arc::clone(&self.config),
@@ -233,6 +244,14 @@ impl<'a> Daemon<'a> {
         });
         self.starting = None;
         Ok(pipeline::run(&shared)?)
+    }
+
+    /// A question to the broker may outlive the pipeline that asked, and holds the log.
+    fn wait_for_last_user(&self) {
+        while self.store.strong_count() > 0 && !self.shutdown.requested() {
+            self.heartbeats.beat_all();
+            std::thread::sleep(Duration::from_millis(50));
+        }
     }
 
     fn routes(&self) -> Vec<Arc<Route>> {

@@ -120,6 +120,9 @@ pub enum Failure {
     Handler { route: String, coordinates: String, source: BoxError },
     #[error("kafka: {action}")]
     Kafka { action: String, source: rdkafka::error::KafkaError },
+    /// The daemon starts the partition anew, which goes on or refuses.
+    #[error("{partition}: the next offset is no longer in the topic")]
+    OutOfRange { partition: Partition },
     #[error("a worker thread panicked; this is a defect of onced")]
     Panicked,
 }

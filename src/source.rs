@@ -38,6 +38,8 @@ pub enum Event {
     },
     /// An asynchronous commit was answered.
     Committed(Result<Vec<(Partition, Offset)>, KafkaError>),
+    /// The next offset of the partition is not in the topic any more.
+    OutOfRange(Partition),
     /// Something that passes by itself: the client goes on trying.
     Trouble(KafkaError),
     /// A broker's answer that only a new client gets over.

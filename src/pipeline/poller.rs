@@ -79,6 +79,8 @@ pub fn run(shared: &Arc<Shared>) -> Result<(), Failure> {
         held: false,
         max_poll_gap: max_poll_interval(shared),
         last_poll: Instant::now(),
+        unanswered: FxHashMap::default(),
+        commit_failed: false,
     };
     poller.serve();
     poller.leave();
@@ -166,6 +168,9 @@ struct Poller {
     max_poll_gap: Duration,
     last_poll: Instant,
     joining: Option<Latch>,
+    /// Sent for commit and not acknowledged.
+    unanswered: FxHashMap<Partition, (Epoch, Position)>,
+    commit_failed: bool,
 }
 
 impl Poller {
@@ -188,8 +193,10 @@ impl Poller {
     /// Takes events until there are none, or it is time to look elsewhere.
     fn read(&mut self) {
         self.note_poll();
-        let pending = |assigned: &Assigned| !assigned.pending.is_empty() && !assigned.paused;
-        let mut patience = if self.assigned.values().any(pending) { Duration::ZERO } else { IDLE };
+        let count = self.assigned.len();
+        // What waits for room waits for a worker: there is time for a nap.
+        let ready = |at: &Assigned| !at.pending.is_empty() && !at.paused && at.lane.has_room(count);
+        let mut patience = if self.assigned.values().any(ready) { Duration::ZERO } else { IDLE };
         for _ in 0..RECORDS_PER_LOOK {
             match self.source.poll(patience) {
                 Some(event) => self.on(event),
@@ -225,7 +232,12 @@ impl Poller {
             Event::Revoked { partitions, lost } => self.revoked(partitions, lost),
             Event::Committed(Ok(offsets)) => self.committed(&offsets),
             Event::Committed(Err(error)) => {
-                tracing::warn!(%error, "Offsets were not committed; they are committed again with the next.");
+                tracing::warn!(%error, "Offsets were not committed; they are committed again.");
+                self.commit_failed = true;
+            }
+            Event::OutOfRange(partition) => {
+                tracing::warn!(%partition, "The next offset is no longer in the topic.");
+                self.fail(Failure::OutOfRange { partition });
             }
             Event::Trouble(error) => {
                 tracing::warn!(%error, "Trouble with Kafka; the client goes on trying.")
@@ -394,6 +406,10 @@ impl Poller {
         if lost {
             tracing::warn!(?partitions, "Partitions were lost; nothing more of them is committed.");
             self.lose(&partitions);
+            // What was being drained is lost with the rest.
+            if let Some(drain) = self.drain.take() {
+                self.lose(&drain.partitions);
+            }
             return self.unassign(&partitions);
         }
         self.start_drain(partitions);
@@ -469,13 +485,22 @@ impl Poller {
     }
 
     fn commit(&mut self, positions: Vec<(Epoch, Position)>) {
-        let current = |(epoch, position): &(Epoch, Position)| {
-            self.assigned.get(&position.partition).is_some_and(|assigned| assigned.epoch == *epoch)
-        };
-        let positions: Vec<_> =
-            positions.into_iter().filter(current).map(|(_, position)| position).collect();
+        for (epoch, position) in positions {
+            self.unanswered.insert(position.partition.clone(), (epoch, position));
+        }
+        self.commit_unanswered();
+    }
+
+    /// Commits what was not acknowledged yet, of the partitions that are still ours.
+    fn commit_unanswered(&mut self) {
+        let assigned = &self.assigned;
+        self.unanswered.retain(|partition, (epoch, _)| {
+            assigned.get(partition).is_some_and(|assigned| assigned.epoch == *epoch)
+        });
+        let positions: Vec<_> = self.unanswered.values().map(|(_, at)| at.clone()).collect();
         if let Err(error) = self.source.commit(&positions) {
-            tracing::warn!(%error, "Offsets were not committed; they are committed again with the next.");
+            tracing::warn!(%error, "Offsets were not committed; they are committed again.");
+            self.commit_failed = true;
         }
     }
 
@@ -489,8 +514,11 @@ impl Poller {
         }
     }
 
-    fn committed(&self, offsets: &[(Partition, Offset)]) {
+    fn committed(&mut self, offsets: &[(Partition, Offset)]) {
         for (partition, offset) in offsets {
+            if self.unanswered.get(partition).is_some_and(|(_, at)| at.offset <= *offset) {
+                self.unanswered.remove(partition);
+            }
             if let Some(assigned) = self.assigned.get(partition) {
                 assigned.metrics.committed_offset.set(offset.0);
                 self.shared.board.offsets(partition, Some(offset.0), None);
@@ -515,6 +543,9 @@ impl Poller {
         }
         self.next_housekeeping = Instant::now() + HOUSEKEEPING;
         self.show_lag();
+        if std::mem::take(&mut self.commit_failed) {
+            self.commit_unanswered();
+        }
         let hold = self.shared.held();
         if hold != self.held {
             self.held = hold;

@@ -41,6 +41,12 @@ impl Route {
         })
     }
 
+    /// Nothing is with the handler: what an earlier run of the pipeline left there counts no more.
+    pub fn begin(&self) {
+        self.permits.store(self.config.concurrency, Ordering::Relaxed);
+        self.metrics.in_flight.set(0);
+    }
+
     /// Takes up to `wanted` permits to call the handler; returns how many it got.
     pub fn take_permits(&self, wanted: usize) -> usize {
         let mut free = self.permits.load(Ordering::Relaxed);

@@ -145,6 +145,11 @@ impl Poller {
         {
             return Event::End(partition, offset);
         }
+        if code == RDKafkaRespErr::RD_KAFKA_RESP_ERR__AUTO_OFFSET_RESET
+            && let Some((partition, _)) = topic_partition(event)
+        {
+            return Event::OutOfRange(partition);
+        }
         // SAFETY: alive until `event` is dropped.
         if unsafe { native::rd_kafka_event_error_is_fatal(event.0.as_ptr()) } != 0 {
             return Event::Fatal(KafkaError::MessageConsumptionFatal(self.fatal_code()));

@@ -38,7 +38,12 @@ impl Worker {
                 reason.as_str(),
                 config.name
             );
-            return self.shared.routes[route].pause(&self.shared.readiness, reason);
+            self.shared.routes[route].pause(&self.shared.readiness, reason);
+            // It stays where a paused route leaves it, with its key and its permit.
+            if let Some(claim) = subject.claim {
+                self.dispatch[route].resubmit(claim);
+            }
+            return;
         }
         let Some(owned) = self.owned.get_mut(&subject.record.partition) else { return };
         owned.out += 1;

@@ -178,6 +178,8 @@ impl Worker {
                         chain(error)
                     );
                     self.shared.routes[route].pause(&self.shared.readiness, reason);
+                    // It stays where a paused route leaves it, with its key and its permit.
+                    self.dispatch[route].resubmit(claim);
                 }
             },
         }
