@@ -670,6 +670,7 @@ fn owned(
     shared.routes[route].metrics.records.add(VerdictLabel::Replayed, behind.unsigned_abs());
     Owned {
         absorbing: absorbs.then(|| shared.readiness.latch(text())),
+        progress: Instant::now(),
         delivered: plan.start,
         absorb_until: plan.absorb_until,
         partition,

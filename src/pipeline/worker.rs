@@ -89,6 +89,8 @@ pub struct Owned {
     pub absorb_until: Offset,
     /// Held while the partition is being absorbed.
     pub absorbing: Option<Latch>,
+    /// When the absorb last said how far it is.
+    pub progress: Instant,
     /// Everything below was delivered or is known not to exist.
     pub delivered: Offset,
     /// What goes with each committed offset; the stream time is filled in.

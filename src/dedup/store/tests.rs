@@ -48,7 +48,7 @@ fn fill(store: &Store, shard: Shard, numbers: std::ops::Range<u64>, time: i64) {
     let mut scratch = Vec::new();
     let end = numbers.end;
     for n in numbers {
-        batch.put_entry(shard, &identity(n), &entry(n, time), &mut scratch);
+        batch.put_entry(shard, &identity(n), &entry(n, time));
     }
     batch.put_state(shard, &state(end as i64, time), &mut scratch);
     store.write(&mut batch).unwrap();

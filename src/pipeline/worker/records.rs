@@ -1,6 +1,7 @@
 //! A batch of records: its time and identity, one look-up, a decision for each.
 
 use std::collections::VecDeque;
+use std::time::{Duration, Instant};
 
 use rustc_hash::FxHashMap;
 
@@ -29,6 +30,9 @@ pub struct Read {
     pub facts: Facts,
     pub identified: Identified,
 }
+
+/// How often an absorb says how far it is.
+const PROGRESS: Duration = Duration::from_secs(2);
 
 /// Entries that this batch made or changed, and that the look-up cannot have seen.
 pub type Absorbed = FxHashMap<Identity, Entry>;
@@ -113,7 +117,7 @@ impl Worker {
         let scratch = &mut self.scratch;
         scratch.identities.clear();
         scratch.identities.extend(read.iter().filter_map(|read| read.facts.identity));
-        let started = std::time::Instant::now();
+        let started = Instant::now();
         let result = self.shared.store.lookup(
             owned.shard,
             &scratch.identities,
@@ -312,10 +316,19 @@ impl Worker {
     /// The partition may have been read up to where it was settled before.
     fn delivered(&mut self, partition: &Partition) {
         let Some(owned) = self.owned.get_mut(partition) else { return };
+        let Some(absorbing) = &owned.absorbing else { return };
         let remaining = owned.absorb_until.0.saturating_sub(owned.delivered.0).max(0);
         owned.metrics.absorb_remaining_records.set(remaining);
-        if remaining == 0 && owned.absorbing.take().is_some() {
+        if remaining == 0 {
+            owned.absorbing = None;
             tracing::info!(%partition, until = %owned.absorb_until, "The partition has caught up with what was handled before.");
+        } else if owned.progress.elapsed() >= PROGRESS {
+            owned.progress = Instant::now();
+            absorbing.set(format!(
+                "{partition} is reading again what was handled before: {remaining} records to offset {}",
+                owned.absorb_until
+            ));
+            tracing::info!(%partition, remaining, until = %owned.absorb_until, "Reading again what was handled before.");
         }
     }
 

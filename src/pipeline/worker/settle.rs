@@ -227,7 +227,7 @@ impl Worker {
     ) {
         let Some(owned) = self.owned.get_mut(partition) else { return };
         if let Some((identity, entry)) = entry {
-            self.batch.put_entry(owned.shard, &identity, &entry, &mut self.scratch.bytes);
+            self.batch.put_entry(owned.shard, &identity, &entry);
         }
         let before = owned.frontier.span();
         let newly = owned.frontier.settle(offset);

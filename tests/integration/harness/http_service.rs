@@ -8,6 +8,7 @@ use std::sync::{Arc, Mutex, MutexGuard};
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
+use super::process;
 use super::wait::wait_until;
 
 /// A request as it was read.
@@ -122,9 +123,10 @@ impl HttpService {
             in_flight_most: AtomicUsize::new(0),
             stopping: AtomicBool::new(false),
         });
-        let address = SocketAddr::from(([127, 0, 0, 1], super::process::free_port()));
+        let listener = process::free_listener();
+        let address = listener.local_addr().expect("a bound socket has an address");
         let mut service = Self { address, shared, acceptor: None };
-        service.come_back();
+        service.listen(listener);
         service
     }
 
@@ -186,11 +188,17 @@ impl HttpService {
     /// Panics where the port was taken meanwhile.
     pub fn come_back(&mut self) {
         if self.acceptor.is_none() {
-            self.shared.stopping.store(false, Ordering::SeqCst);
-            let listener = TcpListener::bind(self.address).expect("the port is still free");
-            let shared = Arc::clone(&self.shared);
-            self.acceptor = Some(thread::spawn(move || shared.accept(&listener)));
+            let listener = wait_until("the service's port is free", Duration::from_secs(5), || {
+                TcpListener::bind(self.address)
+            });
+            self.listen(listener);
         }
+    }
+
+    fn listen(&mut self, listener: TcpListener) {
+        self.shared.stopping.store(false, Ordering::SeqCst);
+        let shared = Arc::clone(&self.shared);
+        self.acceptor = Some(thread::spawn(move || shared.accept(&listener)));
     }
 }
 
@@ -223,7 +231,7 @@ impl Shared {
         }
     }
 
-    /// Answers request after request, until the client closes or the answer is to hang up.
+    /// Answers request after request, until the client wants no more or the answer is to hang up.
     fn serve(&self, stream: &TcpStream, connection: usize) -> io::Result<()> {
         stream.set_nodelay(true)?;
         let mut reader = BufReader::new(stream);
@@ -241,6 +249,10 @@ impl Shared {
             self.in_flight.fetch_sub(1, Ordering::SeqCst);
             let Some(status) = response.status else { return Ok(()) };
             write_response(stream, status, &response)?;
+            if request.header("connection").is_some_and(|value| value.eq_ignore_ascii_case("close"))
+            {
+                return Ok(());
+            }
         }
         Ok(())
     }

@@ -67,7 +67,7 @@ impl Kafka {
         let home = home.expect("a temporary folder can be made");
         let settings: Vec<_> =
             settings.iter().map(|(key, value)| ((*key).to_owned(), (*value).to_owned())).collect();
-        let broker = Broker::start(&home.path().join("broker"), &settings);
+        let broker = Broker::start(home.path(), &settings);
         Self {
             bootstrap: broker.bootstrap.clone(),
             extra: broker.extra.clone(),
@@ -112,7 +112,7 @@ impl Kafka {
         let mut broker = self.broker();
         assert!(broker.is_none(), "the broker runs");
         // The script remembers the settings.
-        *broker = Some(Broker::start(&home.path().join("broker"), &[]));
+        *broker = Some(Broker::start(home.path(), &[]));
     }
 
     /// Stops a private broker from running; its connections stay open and say nothing.

@@ -13,14 +13,8 @@ use super::kafka::{CALL_TIMEOUT, Called as _, Kafka, block_on};
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Committed {
     pub offset: i64,
-    /// Bytes, since any client may write what it likes.
-    pub metadata: Vec<u8>,
-}
-
-impl Committed {
-    pub fn metadata_text(&self) -> String {
-        String::from_utf8_lossy(&self.metadata).into_owned()
-    }
+    /// Empty where there is none. The broker keeps text: other bytes come back as `U+FFFD`.
+    pub metadata: String,
 }
 
 impl Kafka {
@@ -31,8 +25,10 @@ impl Kafka {
         let mut wanted = TopicPartitionList::new();
         wanted.add_partition(topic, partition);
         let found = consumer.committed_offsets(wanted, CALL_TIMEOUT).called("committed offsets");
-        let [entry] = native_entries(&found) else { panic!("one partition was asked for") };
-        (entry.offset >= 0).then(|| Committed { offset: entry.offset, metadata: metadata(entry) })
+        let entries = found.elements();
+        let [entry] = entries.as_slice() else { panic!("one partition was asked for") };
+        let Offset::Offset(offset) = entry.offset() else { return None };
+        Some(Committed { offset, metadata: entry.metadata().to_owned() })
     }
 
     /// The committed offset alone.
@@ -44,23 +40,26 @@ impl Kafka {
     /// The group must be without members.
     pub fn set_offsets(&self, group: &str, topic: &str, offsets: &[i64]) {
         for (partition, offset) in (0..).zip(offsets) {
-            self.set_offset(group, topic, partition, *offset, b"");
+            self.set_offset(group, topic, partition, *offset, "");
         }
     }
 
-    /// Commits an offset with any metadata. The group must be without members.
+    /// Commits an offset with metadata of the caller's. The group must be without members.
     pub fn set_offset(
         &self,
         group: &str,
         topic: &str,
         partition: i32,
         offset: i64,
-        metadata: &[u8],
+        metadata: &str,
     ) {
         let consumer: BaseConsumer = self.client(&[("group.id", group)]);
         let mut offsets = TopicPartitionList::new();
-        offsets.add_partition_offset(topic, partition, Offset::Offset(offset)).called("an offset");
-        set_metadata(&mut offsets, metadata);
+        let mut entry = offsets.add_partition(topic, partition);
+        entry.set_offset(Offset::Offset(offset)).called("an offset");
+        if !metadata.is_empty() {
+            entry.set_metadata(metadata);
+        }
         consumer.commit(&offsets, CommitMode::Sync).called("commit offsets");
     }
 
@@ -107,41 +106,5 @@ impl Kafka {
     fn watermarks(&self, isolation: &str, topic: &str, partition: i32) -> (i64, i64) {
         let consumer: BaseConsumer = self.client(&[("isolation.level", isolation)]);
         consumer.fetch_watermarks(topic, partition, CALL_TIMEOUT).called("fetch watermarks")
-    }
-}
-
-/// The safe accessor panics on metadata that is not UTF-8, and the setter takes only text.
-fn native_entries(list: &TopicPartitionList) -> &[rd_kafka_topic_partition_t] {
-    // SAFETY: the list is borrowed, and its count is that of its entries.
-    unsafe {
-        let native = &*list.ptr();
-        if native.elems.is_null() {
-            return &[];
-        }
-        slice::from_raw_parts(native.elems, usize::try_from(native.cnt).expect("a count"))
-    }
-}
-
-fn metadata(entry: &rd_kafka_topic_partition_t) -> Vec<u8> {
-    if entry.metadata.is_null() {
-        return Vec::new();
-    }
-    // SAFETY: pointer and size belong together, and the entry is borrowed.
-    unsafe { slice::from_raw_parts(entry.metadata.cast::<u8>(), entry.metadata_size).to_vec() }
-}
-
-fn set_metadata(list: &mut TopicPartitionList, metadata: &[u8]) {
-    if metadata.is_empty() {
-        return;
-    }
-    // SAFETY: the list has one entry without metadata. It frees the copy, which comes from the
-    // allocator that it frees with.
-    unsafe {
-        let copy = libc::malloc(metadata.len());
-        assert!(!copy.is_null(), "out of memory");
-        copy.cast::<u8>().copy_from_nonoverlapping(metadata.as_ptr(), metadata.len());
-        let entry = &mut *(*list.ptr()).elems;
-        entry.metadata = copy;
-        entry.metadata_size = metadata.len();
     }
 }

@@ -16,7 +16,7 @@ pub fn payment(number: u64) -> Message {
     let mut random = fastrand::Rng::with_seed(number);
     let account = random.u32(..10_000);
     let payload = format!(
-        r#"{{"payment":{{"id":"pay-{number:012}","amount":{},"currency":"EUR"}},"account":"acc-{account:05}","reference":"invoice {:016x}{:016x}","status":"authorised"}}"#,
+        r#"{{"payment":{{"id":"pay-{number:012}","amount":{},"currency":"EUR"}},"account":"acc-{account:05}","reference":"invoice {:016x}{:016x}","status":"authorised","channel":"web","region":"eu-1"}}"#,
         random.u32(1..1_000_000),
         random.u64(..),
         random.u64(..),

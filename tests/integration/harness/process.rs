@@ -1,6 +1,7 @@
 //! Child processes that end with the test process, and waiting for them with a bound.
 
 use std::io;
+use std::net::TcpListener;
 use std::process::{Child, Command, ExitStatus};
 use std::sync::LazyLock;
 use std::sync::atomic::{AtomicU16, Ordering};
@@ -71,12 +72,18 @@ pub fn signal(pid: u32, signal: libc::c_int) {
 /// A port on the loopback that nobody listens on. It lies below the range from which the system
 /// takes ports for outgoing connections, so it is still free after a restart.
 pub fn free_port() -> u16 {
+    free_listener().local_addr().expect("a bound socket has an address").port()
+}
+
+/// The same for who listens at once: in a port that was only tried, a child that is just being
+/// forked may hold the socket for a moment longer.
+pub fn free_listener() -> TcpListener {
     const FIRST: u16 = 10_000;
     const COUNT: u16 = 20_000;
     // Each call gets another port, so two daemons never race for one.
     static NEXT: LazyLock<AtomicU16> = LazyLock::new(|| AtomicU16::new(fastrand::u16(..COUNT)));
     (0..COUNT)
         .map(|_| FIRST + NEXT.fetch_add(1, Ordering::Relaxed) % COUNT)
-        .find(|port| std::net::TcpListener::bind(("127.0.0.1", *port)).is_ok())
+        .find_map(|port| TcpListener::bind(("127.0.0.1", port)).ok())
         .expect("one of 20,000 ports is free")
 }

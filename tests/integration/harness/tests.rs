@@ -7,8 +7,8 @@ use std::panic;
 use std::time::{Duration, Instant};
 
 use super::{
-    HttpService, Kafka, Message, Metrics, OwnedRecord, Response, http_get, payments, unique,
-    wait_until, wait_until_eq,
+    Committed, HttpService, Kafka, Message, Metrics, OwnedRecord, Response, http_get, payments,
+    unique, wait_until, wait_until_eq,
 };
 
 const SOON: Duration = Duration::from_secs(20);
@@ -93,19 +93,22 @@ fn only_committed_transactions_are_read() {
 }
 
 #[test]
-fn offsets_keep_metadata_of_any_bytes() {
-    let Some(kafka) = Kafka::shared_or_skip("offsets_keep_metadata_of_any_bytes") else { return };
+fn offsets_are_set_and_read_back_with_their_metadata() {
+    let Some(kafka) = Kafka::shared_or_skip("offsets_are_set_and_read_back_with_their_metadata")
+    else {
+        return;
+    };
     let topic = kafka.topic("offsets").partitions(2).create();
     let group = unique("group");
     assert_eq!(kafka.committed(&group, &topic, 0), None);
 
-    kafka.set_offset(&group, &topic, 1, 7, &[0xff, 0x00, b'x']);
-    let committed = kafka.committed(&group, &topic, 1).expect("an offset was committed");
-    assert_eq!((committed.offset, committed.metadata), (7, vec![0xff, 0x00, b'x']));
+    kafka.set_offset(&group, &topic, 1, 7, "grüße");
+    let expected = Committed { offset: 7, metadata: "grüße".to_owned() };
+    assert_eq!(kafka.committed(&group, &topic, 1), Some(expected));
 
     kafka.set_offsets(&group, &topic, &[1, 2]);
-    let committed = kafka.committed(&group, &topic, 1).expect("an offset was committed");
-    assert_eq!((committed.offset, committed.metadata), (2, vec![]));
+    let expected = Committed { offset: 2, metadata: String::new() };
+    assert_eq!(kafka.committed(&group, &topic, 1), Some(expected));
 
     kafka.delete_group(&group);
     assert_eq!(kafka.committed_offset(&group, &topic, 0), None);
