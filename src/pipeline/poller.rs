@@ -5,21 +5,21 @@
 //!
 //! Owns: membership and what is assigned. Never: decides about records.
 
-use std::collections::hash_map::DefaultHasher;
-use std::hash::{Hash as _, Hasher as _};
+mod membership;
+mod offsets;
+
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{Receiver, Sender, channel};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use rustc_hash::FxHashMap;
 
-use super::enter::{Cancelled, Entered, enter};
+use self::membership::{Drain, Entering};
 use super::lane::{Lane, Poller as LanePoller};
-use super::worker::{Event as WorkerEvent, Owned, Worker};
+use super::worker::{Event as WorkerEvent, Worker};
 use super::{Command, Failure, Shared};
-use crate::metrics::{PartitionMetrics, Rebalance, VerdictLabel};
+use crate::metrics::PartitionMetrics;
 use crate::readiness::Latch;
 use crate::record::{Epoch, Offset, Partition, Record};
 use crate::source::lookup::Lookup;
@@ -81,6 +81,7 @@ pub fn run(shared: &Arc<Shared>) -> Result<(), Failure> {
         last_poll: Instant::now(),
         unanswered: FxHashMap::default(),
         commit_failed: false,
+        commits_out: 0,
     };
     poller.serve();
     poller.leave();
@@ -134,20 +135,6 @@ struct Assigned {
     metrics: PartitionMetrics,
 }
 
-struct Entering {
-    rebalance: u64,
-    partitions: Vec<Partition>,
-    cancelled: Cancelled,
-    _latch: Latch,
-}
-
-struct Drain {
-    partitions: Vec<Partition>,
-    remaining: Vec<Partition>,
-    positions: Vec<Position>,
-    deadline: Instant,
-}
-
 struct Poller {
     shared: Arc<Shared>,
     lookup: Arc<Lookup>,
@@ -171,6 +158,8 @@ struct Poller {
     /// Sent for commit and not acknowledged.
     unanswered: FxHashMap<Partition, (Epoch, Position)>,
     commit_failed: bool,
+    /// Commits without an answer yet.
+    commits_out: usize,
 }
 
 impl Poller {
@@ -230,11 +219,7 @@ impl Poller {
             Event::End(partition, offset) => self.end(&partition, offset),
             Event::Assigned(partitions) => self.offered(partitions),
             Event::Revoked { partitions, lost } => self.revoked(partitions, lost),
-            Event::Committed(Ok(offsets)) => self.committed(&offsets),
-            Event::Committed(Err(error)) => {
-                tracing::warn!(%error, "Offsets were not committed; they are committed again.");
-                self.commit_failed = true;
-            }
+            Event::Committed(result) => self.commit_answered(result),
             Event::OutOfRange(partition) => {
                 tracing::warn!(%partition, "The next offset is no longer in the topic.");
                 self.fail(Failure::OutOfRange { partition });
@@ -312,167 +297,6 @@ impl Poller {
         }
     }
 
-    fn offered(&mut self, partitions: Vec<Partition>) {
-        self.rebalance += 1;
-        self.joining = None;
-        self.shared.metrics.rebalances.add(Rebalance::Assigned, 1);
-        if partitions.is_empty() {
-            tracing::info!("The group has no new partitions for this member.");
-            return self.assign(&[]);
-        }
-        let names: Vec<_> = partitions.iter().map(ToString::to_string).collect();
-        let latch =
-            self.shared.readiness.latch(format!("finding the start of {}", names.join(", ")));
-        let cancelled = Arc::new(AtomicBool::new(false));
-        self.entering = Some(Entering {
-            rebalance: self.rebalance,
-            partitions: partitions.clone(),
-            cancelled: Arc::clone(&cancelled),
-            _latch: latch,
-        });
-        let (shared, lookup) = (Arc::clone(&self.shared), Arc::clone(&self.lookup));
-        let (commands, rebalance) = (self.commands.clone(), self.rebalance);
-        let ask = move || {
-            let result = enter(&shared, &lookup, &partitions, &cancelled);
-            // The poll loop is gone only when the daemon is going.
-            let _ = commands.send(Command::Entered { rebalance, result });
-        };
-        let thread = std::thread::Builder::new().name("enter".to_owned()).spawn(ask);
-        drop(thread.expect("the system can start a thread"));
-    }
-
-    fn entered(&mut self, rebalance: u64, result: Result<Vec<Entered>, Failure>) {
-        let Some(entering) = self.entering.take_if(|entering| entering.rebalance == rebalance)
-        else {
-            return;
-        };
-        let entered = match result {
-            Ok(entered) => entered,
-            Err(failure) => return self.fail(failure),
-        };
-        let first: Vec<Position> = entered.iter().filter_map(first_commit).collect();
-        // Nothing was read yet, so this may fail: then the partition starts the same way again.
-        if let Err(error) = self.source.commit_now(&first) {
-            tracing::warn!(%error, "The starting offsets were not committed; they are with the next commit.");
-        }
-        let starts: Vec<_> =
-            entered.iter().map(|entered| (entered.partition.clone(), entered.plan.start)).collect();
-        self.assign(&starts);
-        for entered in entered {
-            self.open(entered);
-        }
-        drop(entering);
-    }
-
-    fn assign(&mut self, starts: &[(Partition, Offset)]) {
-        if let Err(error) = self.source.assign(starts) {
-            tracing::warn!(%error, "The offered partitions could not be taken; the group offers again.");
-        }
-    }
-
-    fn open(&mut self, entered: Entered) {
-        let partition = entered.partition.clone();
-        let worker = worker_of(&partition, self.workers.len());
-        let epoch = Epoch(self.next_epoch);
-        self.next_epoch += 1;
-        let lane = Lane::new(&self.pace);
-        let metrics = self.shared.metrics.partition(&partition.topic, partition.index);
-        let owned = owned(&self.shared, entered, epoch, &lane, metrics.clone());
-        let assigned = Assigned {
-            epoch,
-            worker,
-            lane,
-            pending: Vec::new(),
-            pending_bytes: 0,
-            paused: self.held && pause(&self.source, &partition),
-            draining: false,
-            metrics,
-        };
-        send(&self.workers[worker], WorkerEvent::Open(Box::new(owned)));
-        self.assigned.insert(partition, assigned);
-    }
-
-    fn revoked(&mut self, partitions: Vec<Partition>, lost: bool) {
-        self.rebalance += 1;
-        let kind = if lost { Rebalance::Lost } else { Rebalance::Revoked };
-        self.shared.metrics.rebalances.add(kind, 1);
-        if let Some(entering) = self.entering.take() {
-            entering.cancelled.store(true, Ordering::Relaxed);
-            // The client gives back only what was taken.
-            self.assign(
-                &entering.partitions.iter().map(|p| (p.clone(), Offset(0))).collect::<Vec<_>>(),
-            );
-        }
-        if lost {
-            tracing::warn!(?partitions, "Partitions were lost; nothing more of them is committed.");
-            self.lose(&partitions);
-            // What was being drained is lost with the rest.
-            if let Some(drain) = self.drain.take() {
-                self.lose(&drain.partitions);
-            }
-            return self.unassign(&partitions);
-        }
-        self.start_drain(partitions);
-    }
-
-    fn start_drain(&mut self, partitions: Vec<Partition>) {
-        let mut remaining = Vec::new();
-        for partition in &partitions {
-            if let Some(assigned) = self.assigned.get_mut(partition) {
-                assigned.draining = true;
-                assigned.pending.clear();
-                let event =
-                    WorkerEvent::Drain { partition: partition.clone(), epoch: assigned.epoch };
-                send(&self.workers[assigned.worker], event);
-                remaining.push(partition.clone());
-            }
-        }
-        let deadline = Instant::now() + self.shared.config.runtime.drain_timeout;
-        self.drain = Some(Drain { partitions, remaining, positions: Vec::new(), deadline });
-    }
-
-    fn end_drain_if_due(&mut self) {
-        let due =
-            |drain: &mut Drain| drain.remaining.is_empty() || Instant::now() >= drain.deadline;
-        let Some(drain) = self.drain.take_if(due) else { return };
-        if !drain.remaining.is_empty() {
-            tracing::warn!(partitions = ?drain.remaining, "Not everything was answered in time; what is open is handled again.");
-            self.lose(&drain.remaining);
-        }
-        if self.source.lost() {
-            tracing::warn!(
-                "The partitions were lost while they were drained; nothing of them is committed."
-            );
-        } else if let Err(error) = self.source.commit_now(&drain.positions) {
-            tracing::warn!(%error, "The last offsets were not committed; the next owner absorbs what it missed.");
-        }
-        self.unassign(&drain.partitions);
-    }
-
-    fn unassign(&mut self, partitions: &[Partition]) {
-        for partition in partitions {
-            self.assigned.remove(partition);
-        }
-        if let Err(error) = self.source.unassign(partitions) {
-            tracing::warn!(%error, "Partitions could not be given back.");
-        }
-    }
-
-    fn lose(&mut self, partitions: &[Partition]) {
-        for partition in partitions {
-            if let Some(assigned) = self.assigned.remove(partition) {
-                send(
-                    &self.workers[assigned.worker],
-                    WorkerEvent::Lost { partition: partition.clone() },
-                );
-            }
-            if let Some(drain) = &mut self.drain {
-                drain.remaining.retain(|remaining| remaining != partition);
-                drain.positions.retain(|position| position.partition != *partition);
-            }
-        }
-    }
-
     fn command(&mut self, command: Command) {
         match command {
             Command::Commit(positions) => self.commit(positions),
@@ -481,58 +305,6 @@ impl Poller {
             }
             Command::Entered { rebalance, result } => self.entered(rebalance, result),
             Command::Fail(failure) => self.fail(failure),
-        }
-    }
-
-    fn commit(&mut self, positions: Vec<(Epoch, Position)>) {
-        for (epoch, position) in positions {
-            self.unanswered.insert(position.partition.clone(), (epoch, position));
-        }
-        self.commit_unanswered();
-    }
-
-    /// Commits what was not acknowledged yet, of the partitions that are still ours.
-    fn commit_unanswered(&mut self) {
-        let assigned = &self.assigned;
-        self.unanswered.retain(|partition, (epoch, _)| {
-            assigned.get(partition).is_some_and(|assigned| assigned.epoch == *epoch)
-        });
-        let positions: Vec<_> = self.unanswered.values().map(|(_, at)| at.clone()).collect();
-        if let Err(error) = self.source.commit(&positions) {
-            tracing::warn!(%error, "Offsets were not committed; they are committed again.");
-            self.commit_failed = true;
-        }
-    }
-
-    fn drained(&mut self, partition: &Partition, epoch: Epoch, position: Option<Position>) {
-        if self.assigned.get(partition).is_none_or(|assigned| assigned.epoch != epoch) {
-            return;
-        }
-        if let Some(drain) = &mut self.drain {
-            drain.remaining.retain(|remaining| remaining != partition);
-            drain.positions.extend(position);
-        }
-    }
-
-    fn committed(&mut self, offsets: &[(Partition, Offset)]) {
-        for (partition, offset) in offsets {
-            if self.unanswered.get(partition).is_some_and(|(_, at)| at.offset <= *offset) {
-                self.unanswered.remove(partition);
-            }
-            if let Some(assigned) = self.assigned.get(partition) {
-                assigned.metrics.committed_offset.set(offset.0);
-                self.shared.board.offsets(partition, Some(offset.0), None);
-            }
-        }
-        self.show_lag();
-    }
-
-    fn show_lag(&self) {
-        for (partition, assigned) in &self.assigned {
-            let Some(end) = self.source.high_watermark(partition) else { continue };
-            let committed = assigned.metrics.committed_offset.get();
-            assigned.metrics.lag_records.set((end.0 - committed).max(0));
-            self.shared.board.offsets(partition, None, Some(end.0));
         }
     }
 
@@ -586,53 +358,6 @@ impl Poller {
         self.failure.get_or_insert(failure);
     }
 
-    /// Drains everything, commits and leaves the group.
-    fn leave(&mut self) {
-        if let Some(entering) = self.entering.take() {
-            entering.cancelled.store(true, Ordering::Relaxed);
-        }
-        self.end_drain_now();
-        let partitions: Vec<_> = self.assigned.keys().cloned().collect();
-        self.start_drain(partitions);
-        while self.drain.is_some() {
-            // Keeps the membership alive; what is read now belongs to nobody.
-            if let Some(event) = self.source.poll(IDLE) {
-                self.on_leaving(event);
-            }
-            self.shared.heartbeats.beat_poller();
-            while let Ok(command) = self.inbox.try_recv() {
-                self.command(command);
-            }
-            self.end_drain_if_due();
-        }
-    }
-
-    /// A hand-over that is under way ends with the rest.
-    fn end_drain_now(&mut self) {
-        if let Some(drain) = &mut self.drain {
-            drain.deadline =
-                drain.deadline.min(Instant::now() + self.shared.config.runtime.drain_timeout);
-        }
-        while self.drain.is_some() {
-            if let Some(event) = self.source.poll(IDLE) {
-                self.on_leaving(event);
-            }
-            while let Ok(command) = self.inbox.try_recv() {
-                self.command(command);
-            }
-            self.end_drain_if_due();
-        }
-    }
-
-    fn on_leaving(&mut self, event: Event) {
-        match event {
-            Event::Revoked { partitions, lost: true } => self.lose(&partitions),
-            Event::Committed(Ok(offsets)) => self.committed(&offsets),
-            // A member that leaves takes nothing, and gives everything back at the end.
-            _ => {}
-        }
-    }
-
     fn finish(self) -> Result<(), Failure> {
         if !self.source.leave(LEAVE_PATIENCE) {
             tracing::warn!("Could not leave the group in time; the broker notices by itself.");
@@ -646,67 +371,6 @@ impl Poller {
         }
         self.failure.map_or(Ok(()), Err)
     }
-}
-
-fn owned(
-    shared: &Shared,
-    entered: Entered,
-    epoch: Epoch,
-    lane: &Arc<Lane>,
-    metrics: PartitionMetrics,
-) -> Owned {
-    let Entered { partition, route, shard, frontier, plan, committed, metadata, origin, cut } =
-        entered;
-    let absorbs = plan.absorb_until > plan.start;
-    let text = || {
-        format!("{partition} is reading again what was handled before, up to {}", plan.absorb_until)
-    };
-    metrics.position.set(frontier.position().0);
-    metrics.committed_offset.set(committed.unwrap_or(plan.start).0);
-    if let Some(skip) = plan.skip {
-        metrics.skipped.inc_by((skip.to.0 - skip.from.0).unsigned_abs());
-    }
-    let behind = committed.map_or(0, |committed| plan.start.0.saturating_sub(committed.0).max(0));
-    shared.routes[route].metrics.records.add(VerdictLabel::Replayed, behind.unsigned_abs());
-    Owned {
-        absorbing: absorbs.then(|| shared.readiness.latch(text())),
-        progress: Instant::now(),
-        delivered: plan.start,
-        absorb_until: plan.absorb_until,
-        partition,
-        epoch,
-        route,
-        shard,
-        frontier,
-        lane: Arc::clone(lane),
-        metadata,
-        origin,
-        // Below this nothing new is to be committed.
-        committed: committed.or(Some(plan.start)),
-        metrics,
-        cut,
-        draining: false,
-        out: 0,
-        dirty: false,
-        released: (0, 0),
-    }
-}
-
-/// What has to be committed before the first record: a start, or a skip with its act.
-fn first_commit(entered: &Entered) -> Option<Position> {
-    let needed = entered.plan.commit_start || entered.plan.skip.is_some();
-    needed.then(|| Position {
-        partition: entered.partition.clone(),
-        offset: entered.plan.start,
-        metadata: entered.metadata.encode().0,
-    })
-}
-
-/// A partition stays with its worker, so that a record never overtakes one of an earlier epoch.
-fn worker_of(partition: &Partition, workers: usize) -> usize {
-    let mut hasher = DefaultHasher::new();
-    partition.hash(&mut hasher);
-    usize::try_from(hasher.finish() % workers as u64).expect("an index of a worker")
 }
 
 fn pause(source: &Source, partition: &Partition) -> bool {

@@ -1,0 +1,338 @@
+//! Partitions come and go: offered, entered, drained, given back, lost.
+//!
+//! Drain first, fence second: what is with a handler is answered, settled and committed before the
+//! partition is given back. What was lost commits nothing.
+
+use std::collections::hash_map::DefaultHasher;
+use std::hash::{Hash as _, Hasher as _};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, Instant};
+
+use super::{Assigned, IDLE, Poller, pause, send};
+use crate::metrics::{PartitionMetrics, Rebalance, VerdictLabel};
+use crate::pipeline::enter::{Cancelled, Entered, enter};
+use crate::pipeline::lane::Lane;
+use crate::pipeline::worker::{Event as WorkerEvent, Owned};
+use crate::pipeline::{Command, Failure, Shared};
+use crate::readiness::Latch;
+use crate::record::{Epoch, Offset, Partition};
+use crate::source::{Event, Position};
+
+/// How long the last commit of a partition may take: a broker that is gone must not hold up the
+/// end. What is not committed is absorbed by the next owner.
+const COMMIT_PATIENCE: Duration = Duration::from_secs(5);
+
+pub(super) struct Entering {
+    pub(super) rebalance: u64,
+    pub(super) partitions: Vec<Partition>,
+    pub(super) cancelled: Cancelled,
+    _latch: Latch,
+}
+
+pub(super) struct Drain {
+    pub(super) partitions: Vec<Partition>,
+    pub(super) remaining: Vec<Partition>,
+    pub(super) positions: Vec<Position>,
+    pub(super) deadline: Instant,
+    /// Everything is settled; the offsets are on their way.
+    pub(super) committing: bool,
+}
+
+impl Poller {
+    pub(super) fn offered(&mut self, partitions: Vec<Partition>) {
+        self.rebalance += 1;
+        self.joining = None;
+        self.shared.metrics.rebalances.add(Rebalance::Assigned, 1);
+        if partitions.is_empty() {
+            tracing::info!("The group has no new partitions for this member.");
+            return self.assign(&[]);
+        }
+        let names: Vec<_> = partitions.iter().map(ToString::to_string).collect();
+        let latch =
+            self.shared.readiness.latch(format!("finding the start of {}", names.join(", ")));
+        let cancelled = Arc::new(AtomicBool::new(false));
+        self.entering = Some(Entering {
+            rebalance: self.rebalance,
+            partitions: partitions.clone(),
+            cancelled: Arc::clone(&cancelled),
+            _latch: latch,
+        });
+        let (shared, lookup) = (Arc::clone(&self.shared), Arc::clone(&self.lookup));
+        let (commands, rebalance) = (self.commands.clone(), self.rebalance);
+        let ask = move || {
+            let result = enter(&shared, &lookup, &partitions, &cancelled);
+            // The poll loop is gone only when the daemon is going.
+            let _ = commands.send(Command::Entered { rebalance, result });
+        };
+        let thread = std::thread::Builder::new().name("enter".to_owned()).spawn(ask);
+        drop(thread.expect("the system can start a thread"));
+    }
+
+    pub(super) fn entered(&mut self, rebalance: u64, result: Result<Vec<Entered>, Failure>) {
+        let Some(entering) = self.entering.take_if(|entering| entering.rebalance == rebalance)
+        else {
+            return;
+        };
+        let entered = match result {
+            Ok(entered) => entered,
+            Err(failure) => return self.fail(failure),
+        };
+        let first: Vec<Position> = entered.iter().filter_map(first_commit).collect();
+        // Nothing was read yet, so this may fail: then the partition starts the same way again.
+        if let Err(error) = self.source.commit_now(&first) {
+            tracing::warn!(%error, "The starting offsets were not committed; they are with the next commit.");
+        }
+        let starts: Vec<_> =
+            entered.iter().map(|entered| (entered.partition.clone(), entered.plan.start)).collect();
+        self.assign(&starts);
+        for entered in entered {
+            self.open(entered);
+        }
+        drop(entering);
+    }
+
+    pub(super) fn assign(&mut self, starts: &[(Partition, Offset)]) {
+        if let Err(error) = self.source.assign(starts) {
+            tracing::warn!(%error, "The offered partitions could not be taken; the group offers again.");
+        }
+    }
+
+    pub(super) fn open(&mut self, entered: Entered) {
+        let partition = entered.partition.clone();
+        let worker = worker_of(&partition, self.workers.len());
+        let epoch = Epoch(self.next_epoch);
+        self.next_epoch += 1;
+        let lane = Lane::new(&self.pace);
+        let metrics = self.shared.metrics.partition(&partition.topic, partition.index);
+        let owned = owned(&self.shared, entered, epoch, &lane, metrics.clone());
+        let assigned = Assigned {
+            epoch,
+            worker,
+            lane,
+            pending: Vec::new(),
+            pending_bytes: 0,
+            paused: self.held && pause(&self.source, &partition),
+            draining: false,
+            metrics,
+        };
+        send(&self.workers[worker], WorkerEvent::Open(Box::new(owned)));
+        self.assigned.insert(partition, assigned);
+    }
+
+    pub(super) fn revoked(&mut self, partitions: Vec<Partition>, lost: bool) {
+        self.rebalance += 1;
+        let kind = if lost { Rebalance::Lost } else { Rebalance::Revoked };
+        self.shared.metrics.rebalances.add(kind, 1);
+        if let Some(entering) = self.entering.take() {
+            entering.cancelled.store(true, Ordering::Relaxed);
+            // The client gives back only what was taken.
+            self.assign(
+                &entering.partitions.iter().map(|p| (p.clone(), Offset(0))).collect::<Vec<_>>(),
+            );
+        }
+        if lost {
+            tracing::warn!(?partitions, "Partitions were lost; nothing more of them is committed.");
+            self.lose(&partitions);
+            // What was being drained is lost with the rest.
+            if let Some(drain) = self.drain.take() {
+                self.lose(&drain.partitions);
+            }
+            return self.unassign(&partitions);
+        }
+        self.start_drain(partitions);
+    }
+
+    pub(super) fn start_drain(&mut self, partitions: Vec<Partition>) {
+        let mut remaining = Vec::new();
+        for partition in &partitions {
+            if let Some(assigned) = self.assigned.get_mut(partition) {
+                assigned.draining = true;
+                assigned.pending.clear();
+                let event =
+                    WorkerEvent::Drain { partition: partition.clone(), epoch: assigned.epoch };
+                send(&self.workers[assigned.worker], event);
+                remaining.push(partition.clone());
+            }
+        }
+        let deadline = Instant::now() + self.shared.config.runtime.drain_timeout;
+        self.drain = Some(Drain {
+            partitions,
+            remaining,
+            positions: Vec::new(),
+            deadline,
+            committing: false,
+        });
+    }
+
+    /// Drained, or out of time: commit, then give back.
+    pub(super) fn end_drain_if_due(&mut self) {
+        let Some(drain) = &mut self.drain else { return };
+        let now = Instant::now();
+        if !drain.committing {
+            if !drain.remaining.is_empty() && now < drain.deadline {
+                return;
+            }
+            drain.committing = true;
+            drain.deadline = now + COMMIT_PATIENCE;
+            let (late, positions) = (drain.remaining.clone(), drain.positions.clone());
+            self.commit_last(&late, &positions);
+        }
+        let committing = |drain: &Drain| self.commits_out > 0 && now < drain.deadline;
+        if self.drain.as_ref().is_some_and(committing) {
+            return;
+        }
+        if let Some(drain) = self.drain.take() {
+            self.unassign(&drain.partitions);
+        }
+    }
+
+    pub(super) fn commit_last(&mut self, late: &[Partition], positions: &[Position]) {
+        if !late.is_empty() {
+            tracing::warn!(partitions = ?late, "Not everything was answered in time; what is open is handled again.");
+            self.lose(late);
+        }
+        if self.source.lost() {
+            tracing::warn!(
+                "The partitions were lost while they were drained; nothing of them is committed."
+            );
+            return;
+        }
+        self.send_commit(positions);
+    }
+
+    pub(super) fn unassign(&mut self, partitions: &[Partition]) {
+        for partition in partitions {
+            self.assigned.remove(partition);
+        }
+        if let Err(error) = self.source.unassign(partitions) {
+            tracing::warn!(%error, "Partitions could not be given back.");
+        }
+    }
+
+    pub(super) fn lose(&mut self, partitions: &[Partition]) {
+        for partition in partitions {
+            if let Some(assigned) = self.assigned.remove(partition) {
+                send(
+                    &self.workers[assigned.worker],
+                    WorkerEvent::Lost { partition: partition.clone() },
+                );
+            }
+            if let Some(drain) = &mut self.drain {
+                drain.remaining.retain(|remaining| remaining != partition);
+                drain.positions.retain(|position| position.partition != *partition);
+            }
+        }
+    }
+
+    pub(super) fn drained(
+        &mut self,
+        partition: &Partition,
+        epoch: Epoch,
+        position: Option<Position>,
+    ) {
+        if self.assigned.get(partition).is_none_or(|assigned| assigned.epoch != epoch) {
+            return;
+        }
+        if let Some(drain) = &mut self.drain {
+            drain.remaining.retain(|remaining| remaining != partition);
+            drain.positions.extend(position);
+        }
+    }
+
+    /// Drains everything and commits.
+    pub(super) fn leave(&mut self) {
+        if let Some(entering) = self.entering.take() {
+            entering.cancelled.store(true, Ordering::Relaxed);
+        }
+        // A hand-over that is under way comes first.
+        self.finish_drain();
+        let partitions: Vec<_> = self.assigned.keys().cloned().collect();
+        self.start_drain(partitions);
+        self.finish_drain();
+    }
+
+    pub(super) fn finish_drain(&mut self) {
+        while self.drain.is_some() {
+            self.shared.heartbeats.beat_poller();
+            // Keeps the membership alive; records that come now belong to nobody.
+            if let Some(event) = self.source.poll(IDLE) {
+                self.on_leaving(event);
+            }
+            while let Ok(command) = self.inbox.try_recv() {
+                self.command(command);
+            }
+            self.end_drain_if_due();
+        }
+    }
+
+    pub(super) fn on_leaving(&mut self, event: Event) {
+        match event {
+            Event::Revoked { partitions, lost: true } => self.lose(&partitions),
+            Event::Committed(result) => self.commit_answered(result),
+            // A member that leaves takes nothing, and gives everything back at the end.
+            _ => {}
+        }
+    }
+}
+
+fn owned(
+    shared: &Shared,
+    entered: Entered,
+    epoch: Epoch,
+    lane: &Arc<Lane>,
+    metrics: PartitionMetrics,
+) -> Owned {
+    let Entered { partition, route, shard, frontier, plan, committed, metadata, origin, cut } =
+        entered;
+    let absorbs = plan.absorb_until > plan.start;
+    let text = || {
+        format!("{partition} is reading again what was handled before, up to {}", plan.absorb_until)
+    };
+    metrics.position.set(frontier.position().0);
+    metrics.committed_offset.set(committed.unwrap_or(plan.start).0);
+    if let Some(skip) = plan.skip {
+        metrics.skipped.inc_by((skip.to.0 - skip.from.0).unsigned_abs());
+    }
+    let behind = committed.map_or(0, |committed| plan.start.0.saturating_sub(committed.0).max(0));
+    shared.routes[route].metrics.records.add(VerdictLabel::Replayed, behind.unsigned_abs());
+    Owned {
+        absorbing: absorbs.then(|| shared.readiness.latch(text())),
+        progress: Instant::now(),
+        delivered: plan.start,
+        absorb_until: plan.absorb_until,
+        partition,
+        epoch,
+        route,
+        shard,
+        frontier,
+        lane: Arc::clone(lane),
+        metadata,
+        origin,
+        // Below this nothing new is to be committed.
+        committed: committed.or(Some(plan.start)),
+        metrics,
+        cut,
+        draining: false,
+        out: 0,
+        dirty: false,
+        released: (0, 0),
+    }
+}
+
+/// What has to be committed before the first record: a start, or a skip with its act.
+fn first_commit(entered: &Entered) -> Option<Position> {
+    let needed = entered.plan.commit_start || entered.plan.skip.is_some();
+    needed.then(|| Position {
+        partition: entered.partition.clone(),
+        offset: entered.plan.start,
+        metadata: entered.metadata.encode().0,
+    })
+}
+
+/// A partition stays with its worker, so that a record never overtakes one of an earlier epoch.
+fn worker_of(partition: &Partition, workers: usize) -> usize {
+    let mut hasher = DefaultHasher::new();
+    partition.hash(&mut hasher);
+    usize::try_from(hasher.finish() % workers as u64).expect("an index of a worker")
+}
