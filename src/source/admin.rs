@@ -63,8 +63,14 @@ unsafe fn described_id(event: *mut native::rd_kafka_event_t) -> Result<String, K
         if text.is_null() {
             return Ok(String::new());
         }
-        Ok(CStr::from_ptr(text).to_string_lossy().into_owned())
+        Ok(as_kafka_writes(&CStr::from_ptr(text).to_string_lossy()))
     }
+}
+
+/// The client library writes ids in plain Base64; Kafka's own tools write no `+` and no `/`, which
+/// separates the parts of a letter's group.
+fn as_kafka_writes(id: &str) -> String {
+    id.replace('+', "-").replace('/', "_")
 }
 
 /// What a topic keeps. Read from its settings, the broker's defaults included.
@@ -111,4 +117,14 @@ pub async fn topic_settings(kafka: &Kafka, topic: &str) -> Result<TopicSettings,
         min_compaction_lag_ms: number("min.compaction.lag.ms").unwrap_or(0),
         max_message_bytes: number("max.message.bytes"),
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_id_is_written_as_kafka_writes_it() {
+        assert_eq!(as_kafka_writes("G3SVALTI+cOsW4puI/TgeA"), "G3SVALTI-cOsW4puI_TgeA");
+    }
 }

@@ -20,19 +20,17 @@ pub struct Broker {
 }
 
 impl Broker {
-    /// Starts a broker in `dir`, or the one that was there before, and waits until it answers.
+    /// Starts a broker in `dir`, or the one that was there before, and waits until it answers. The
+    /// arguments are those of `scripts/kafka run`.
     ///
     /// # Panics
     ///
     /// Panics with the script's words when it does not start.
-    pub fn start(dir: &Path, settings: &[(String, String)]) -> Self {
+    pub fn start(dir: &Path, arguments: &[String]) -> Self {
         let log = dir.with_extension("log");
         let stderr = File::create(&log).expect("the temporary folder can be written");
         let mut command = Command::new(script());
-        command.args(["run", "--purge", "--dir"]).arg(dir);
-        for (key, value) in settings {
-            command.arg("--config").arg(format!("{key}={value}"));
-        }
+        command.args(["run", "--purge", "--dir"]).arg(dir).args(arguments);
         let mut script = command
             .stdin(Stdio::piped())
             .stdout(Stdio::piped())

@@ -34,6 +34,7 @@ pub struct DaemonBuilder {
     fills: Vec<(String, String)>,
     arguments: Vec<String>,
     environment: Vec<(String, String)>,
+    discard_stdout: bool,
 }
 
 impl DaemonBuilder {
@@ -57,6 +58,12 @@ impl DaemonBuilder {
 
     pub fn env(mut self, name: &str, value: &str) -> Self {
         self.environment.push((name.to_owned(), value.to_owned()));
+        self
+    }
+
+    /// Its standard output goes to `/dev/null`.
+    pub fn discard_stdout(mut self) -> Self {
+        self.discard_stdout = true;
         self
     }
 
@@ -98,6 +105,7 @@ impl DaemonBuilder {
             admin,
             arguments: self.arguments,
             environment: self.environment,
+            discard_stdout: self.discard_stdout,
             child: None,
         }
     }
@@ -112,6 +120,7 @@ pub struct Daemon {
     admin: SocketAddr,
     arguments: Vec<String>,
     environment: Vec<(String, String)>,
+    discard_stdout: bool,
     child: Option<Child>,
 }
 
@@ -125,6 +134,7 @@ impl Daemon {
             fills: Vec::new(),
             arguments: Vec::new(),
             environment: Vec::new(),
+            discard_stdout: false,
         }
     }
 
@@ -135,11 +145,15 @@ impl Daemon {
     /// Panics where it runs, or cannot be started.
     pub fn start(&mut self) {
         assert!(!self.running(), "the daemon runs");
+        let stdout = match self.discard_stdout {
+            true => Stdio::null(),
+            false => append_to(&self.stdout_path()).into(),
+        };
         let mut command = self.command(["run"]);
         command
             .args(&self.arguments)
             .stdin(Stdio::null())
-            .stdout(append_to(&self.stdout_path()))
+            .stdout(stdout)
             .stderr(append_to(&self.stderr_path()));
         self.child = Some(process::spawn(command).expect("onced can be started"));
     }

@@ -39,12 +39,7 @@ impl Kafka {
     pub fn shared() -> &'static Self {
         // A static is never dropped: the broker ends, and its folder goes, with the process.
         static SHARED: OnceLock<Kafka> = OnceLock::new();
-        SHARED.get_or_init(|| match env::var("ONCED_TEST_KAFKA") {
-            Ok(bootstrap) => {
-                Self { extra: String::new(), broker: Mutex::new(None), home: None, bootstrap }
-            }
-            Err(_) => Self::private(&[]),
-        })
+        SHARED.get_or_init(|| Self::named_or(|| Self::private(&[])))
     }
 
     /// The shared broker; `None`, and a line that says so, where none can be started. In CI that
@@ -60,20 +55,19 @@ impl Kafka {
     ///
     /// Panics where no broker can be started.
     pub fn private(settings: &[(&str, &str)]) -> Self {
-        if let Err(missing) = broker::available() {
-            panic!("no Kafka broker can be started here: {missing}");
-        }
-        let home = tempfile::Builder::new().prefix("onced-kafka-").tempdir();
-        let home = home.expect("a temporary folder can be made");
-        let settings: Vec<_> =
-            settings.iter().map(|(key, value)| ((*key).to_owned(), (*value).to_owned())).collect();
-        let broker = Broker::start(home.path(), &settings);
-        Self {
-            bootstrap: broker.bootstrap.clone(),
-            extra: broker.extra.clone(),
-            broker: Mutex::new(Some(broker)),
-            home: Some(home),
-        }
+        let settings = settings.iter().map(|(key, value)| format!("{key}={value}"));
+        let arguments: Vec<_> =
+            settings.flat_map(|setting| ["--config".to_owned(), setting]).collect();
+        Self::start_new(&arguments)
+    }
+
+    /// A broker for a measurement: slower to start, and as fast as it gets.
+    ///
+    /// # Panics
+    ///
+    /// Panics where no broker can be started.
+    pub fn for_benchmarks() -> Self {
+        Self::named_or(|| Self::start_new(&["--bench".to_owned()]))
     }
 
     /// Like [`Kafka::private`]; `None` where [`Kafka::shared_or_skip`] is.
@@ -146,6 +140,31 @@ impl Kafka {
 
     pub(super) fn admin(&self) -> AdminClient<DefaultClientContext> {
         self.client(&[])
+    }
+
+    /// The broker that `ONCED_TEST_KAFKA` names, else another one.
+    fn named_or(another: impl FnOnce() -> Self) -> Self {
+        match env::var("ONCED_TEST_KAFKA") {
+            Ok(bootstrap) => {
+                Self { bootstrap, extra: String::new(), broker: Mutex::new(None), home: None }
+            }
+            Err(_) => another(),
+        }
+    }
+
+    fn start_new(arguments: &[String]) -> Self {
+        if let Err(missing) = broker::available() {
+            panic!("no Kafka broker can be started here: {missing}");
+        }
+        let home = tempfile::Builder::new().prefix("onced-kafka-").tempdir();
+        let home = home.expect("a temporary folder can be made");
+        let broker = Broker::start(home.path(), arguments);
+        Self {
+            bootstrap: broker.bootstrap.clone(),
+            extra: broker.extra.clone(),
+            broker: Mutex::new(Some(broker)),
+            home: Some(home),
+        }
     }
 
     fn take_broker(&self) -> Broker {

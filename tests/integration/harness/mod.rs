@@ -25,6 +25,7 @@ mod offsets;
 mod payments;
 mod process;
 mod produce;
+#[cfg(test)]
 mod tests;
 mod topic;
 mod wait;
