@@ -16,7 +16,6 @@ use rdkafka::{Message as _, Offset, TopicPartitionList};
 use serde_json::{Value, json};
 
 #[path = "../tests/integration/harness/mod.rs"]
-#[allow(dead_code, unused_imports, reason = "a vocabulary: not every word is in use here")]
 mod harness;
 
 use harness::{Daemon, Kafka, payments, unique, wait_until};
@@ -85,7 +84,7 @@ impl Options {
                 "--json" => options.json = true,
                 // Cargo adds this one.
                 "--bench" => {}
-                _ => fail_usage(format_args!("unknown option '{argument}'")),
+                _ => fail_usage(&format!("unknown option '{argument}'")),
             }
         }
         if options.records == 0 || options.rounds == 0 || options.duplicates_percent > 100 {
@@ -98,11 +97,11 @@ impl Options {
 fn value<T: FromStr>(option: &str, value: Option<String>) -> T {
     match value.as_deref().map(str::parse) {
         Some(Ok(value)) => value,
-        _ => fail_usage(format_args!("{option} needs a number")),
+        _ => fail_usage(&format!("{option} needs a number")),
     }
 }
 
-fn fail_usage(reason: impl Display) -> ! {
+fn fail_usage(reason: &str) -> ! {
     eprintln!("compare: {reason}; see scripts/compare --help");
     exit(2)
 }
@@ -138,7 +137,7 @@ impl Input {
     }
 
     fn end(&self) -> f64 {
-        self.records as f64
+        float(self.records)
     }
 }
 
@@ -266,8 +265,13 @@ fn measure_onced(kafka: &Kafka, input: &Input) -> Onced {
 fn check_verdicts(daemon: &Daemon, input: &Input) {
     let verdicts = daemon.metrics().by_label("onced_records_total", "verdict");
     let of = |verdict: &str| verdicts.get(verdict).copied().unwrap_or_default();
-    let expected = (input.distinct as f64, (input.records - input.distinct) as f64);
+    let expected = (float(input.distinct), float(input.records - input.distinct));
     assert_eq!((of("fresh"), of("duplicate")), expected, "fresh and duplicate of {verdicts:?}");
+}
+
+#[expect(clippy::cast_precision_loss, reason = "counts of records are far below 2^52")]
+fn float(count: usize) -> f64 {
+    count as f64
 }
 
 /// The most memory that the process ever had.

@@ -65,24 +65,24 @@
 //! # }
 //! ```
 
-pub mod clock;
 pub mod record;
+pub mod clock;
 
-pub mod commit;
+pub mod source;
+pub mod identity;
 pub mod dedup;
 pub mod handler;
-pub mod identity;
+pub mod commit;
 pub mod pipeline;
-pub mod source;
 
-pub mod admin;
-pub mod cli;
 pub mod config;
 pub mod daemon;
-pub mod logging;
+pub mod admin;
 pub mod metrics;
 pub mod readiness;
 pub mod shutdown;
+pub mod logging;
+pub mod cli;
 
 pub use async_trait::async_trait;
 pub use daemon::Consumer;

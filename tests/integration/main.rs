@@ -8,6 +8,4 @@
 //! topics and groups of its own. Where Java or Maven is missing, a test that needs the broker is
 //! skipped and says so; with `CI` set it fails instead.
 
-#[allow(dead_code, reason = "a vocabulary: not every word is in use at every time")]
-#[allow(unused_imports, reason = "the same")]
 mod harness;

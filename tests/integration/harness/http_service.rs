@@ -68,14 +68,14 @@ impl Response {
     }
 
     #[must_use]
-    pub fn header(mut self, name: &str, value: impl ToString) -> Self {
-        self.headers.push((name.to_owned(), value.to_string()));
+    pub fn header(mut self, name: &str, value: &str) -> Self {
+        self.headers.push((name.to_owned(), value.to_owned()));
         self
     }
 
     #[must_use]
     pub fn retry_after(self, seconds: u64) -> Self {
-        self.header("Retry-After", seconds)
+        self.header("Retry-After", &seconds.to_string())
     }
 
     /// Waits before it answers, or hangs up.
@@ -329,7 +329,7 @@ fn write_response(mut stream: &TcpStream, status: u16, response: &Response) -> i
     let mut head =
         format!("HTTP/1.1 {status} Told So\r\nContent-Length: {}\r\n", response.body.len());
     for (name, value) in &response.headers {
-        head.push_str(&format!("{name}: {value}\r\n"));
+        head.extend([name, ": ", value, "\r\n"]);
     }
     head.push_str("\r\n");
     let mut bytes = head.into_bytes();

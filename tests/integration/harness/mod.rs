@@ -13,6 +13,8 @@
 //! library: what it sees of the daemon is what everybody sees. Nothing that it starts outlives the
 //! test process, even when that is killed.
 
+#![allow(dead_code, unused_imports, reason = "a vocabulary: not every word is in use everywhere")]
+
 mod broker;
 mod consume;
 mod daemon;

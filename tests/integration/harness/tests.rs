@@ -7,7 +7,7 @@ use std::panic;
 use std::time::{Duration, Instant};
 
 use super::{
-    Committed, HttpService, Kafka, Message, Metrics, OwnedRecord, Response, http_get, payments,
+    Committed, HttpService, Kafka, Message, Metrics, OwnedRecord, Request, Response, http_get, payments,
     unique, wait_until, wait_until_eq,
 };
 
@@ -231,7 +231,7 @@ fn a_connection_to_the_service_is_kept_alive() {
         assert!(answer.starts_with("HTTP/1.1 200 ") && answer.ends_with(body), "{answer}");
     }
     let requests = service.requests();
-    assert_eq!(requests.iter().map(|r| r.body_text()).collect::<Vec<_>>(), ["one", "two"]);
+    assert_eq!(requests.iter().map(Request::body_text).collect::<Vec<_>>(), ["one", "two"]);
     assert!(requests.iter().all(|request| request.connection == 0), "one connection");
     assert_eq!(service.header_values("x-key"), ["k"]);
 }

@@ -3,6 +3,7 @@
 use rdkafka::admin::{
     AdminOptions, AlterConfig, NewPartitions, NewTopic, ResourceSpecifier, TopicReplication,
 };
+use rdkafka::metadata::MetadataTopic;
 use rdkafka::consumer::{BaseConsumer, Consumer as _};
 
 use super::kafka::{CALL_TIMEOUT, Called as _, Kafka, block_on, unique};
@@ -86,7 +87,7 @@ impl Kafka {
     pub fn partitions(&self, name: &str) -> i32 {
         let consumer: BaseConsumer = self.client(&[]);
         let metadata = consumer.fetch_metadata(Some(name), CALL_TIMEOUT).called("fetch metadata");
-        let led = metadata.topics().iter().flat_map(|topic| topic.partitions());
+        let led = metadata.topics().iter().flat_map(MetadataTopic::partitions);
         let led = led.filter(|partition| partition.leader() >= 0);
         i32::try_from(led.count()).called("a number of partitions")
     }
