@@ -153,7 +153,8 @@ struct Daemon<'a> {
     heartbeats: Arc<Heartbeats>,
     hold: Arc<AtomicBool>,
     handlers: Vec<Arc<dyn Handler>>,
-    starting: Option<Latch>,
+    /// Held while no pipeline runs.
+    idle: Latch,
     /// The log of the last run.
     store: Weak<Store>,
 }
@@ -164,7 +165,7 @@ impl<'a> Daemon<'a> {
         let readiness = Readiness::new();
         Ok(Self {
             handlers: make_handlers(&config, &handlers, runtime)?,
-            starting: Some(readiness.latch("starting")),
+            idle: readiness.latch("starting"),
             store: Weak::new(),
             metrics: Metrics::new(),
             board: Arc::default(),
@@ -209,12 +210,13 @@ impl<'a> Daemon<'a> {
 
     /// Opens the log and runs the pipeline on it, until it ends.
     fn run_once(&mut self, routes: &[Arc<Route>], stamp: &Stamp, kept: &Kept) -> Result<(), Error> {
-        let log = &self.config.log;
-        let config = store::Config { dir: log.dir.clone(), memory: log.memory };
+        self.idle.set("starting");
         self.wait_for_last_user();
         if self.shutdown.requested() {
             return Ok(());
         }
+        let log = &self.config.log;
+        let config = store::Config { dir: log.dir.clone(), memory: log.memory };
         let store = Arc::new(Store::open(&config, stamp)?);
         self.store = Arc::downgrade(&store);
         routes.iter().for_each(|route| route.begin());
@@ -242,8 +244,7 @@ impl<'a> Daemon<'a> {
             commit_interval: self.config.kafka.commit_interval,
             workers: std::sync::OnceLock::new(),
         });
-        self.starting = None;
-        Ok(pipeline::run(&shared)?)
+        Ok(pipeline::run(&shared, &self.idle)?)
     }
 
     /// A question to the broker may outlive the pipeline that asked, and holds the log.

@@ -62,15 +62,21 @@ pub struct Latch {
 }
 
 impl Latch {
-    /// Changes the reason, for example to show progress.
+    /// Changes the reason, for example to show progress. Holds readiness back again where it was
+    /// released.
     pub fn set(&self, reason: impl Into<String>) {
         self.readiness.lock().reasons.insert(self.id, reason.into());
+    }
+
+    /// Lets go until the next reason is set: for what comes and goes in one place.
+    pub fn release(&self) {
+        self.readiness.lock().reasons.remove(&self.id);
     }
 }
 
 impl Drop for Latch {
     fn drop(&mut self) {
-        self.readiness.lock().reasons.remove(&self.id);
+        self.release();
     }
 }
 
@@ -100,6 +106,16 @@ mod tests {
         let _second = readiness.latch("b");
         first.set("40 records to absorb");
         assert_eq!(readiness.ready(), Err(vec!["40 records to absorb".to_owned(), "b".to_owned()]));
+    }
+
+    #[test]
+    fn a_released_latch_holds_back_again_with_its_next_reason() {
+        let readiness = Readiness::new();
+        let latch = readiness.latch("starting");
+        latch.release();
+        assert_eq!(readiness.ready(), Ok(()));
+        latch.set("stopping");
+        assert_eq!(readiness.ready(), Err(vec!["stopping".to_owned()]));
     }
 
     #[test]

@@ -45,9 +45,12 @@ const LEAVE_PATIENCE: Duration = Duration::from_secs(10);
 
 /// Runs until it is asked to stop or cannot go on. Blocks the calling thread.
 ///
+/// `idle` is held before and after: from the first moment of the end, nobody is told that all is
+/// well.
+///
 /// # Errors
 /// Why the pipeline ended by itself.
-pub fn run(shared: &Arc<Shared>) -> Result<(), Failure> {
+pub fn run(shared: &Arc<Shared>, idle: &Latch) -> Result<(), Failure> {
     let kafka = &shared.config.kafka;
     let failed =
         |source| Failure::Kafka { action: "cannot create the consumer".to_owned(), source };
@@ -61,7 +64,7 @@ pub fn run(shared: &Arc<Shared>) -> Result<(), Failure> {
     let (commands, inbox) = channel();
     let workers = start_workers(shared, &commands);
     let mut poller = Poller {
-        joining: Some(shared.readiness.latch("joining the group".to_owned())),
+        joining: Some(shared.readiness.latch("joining the group")),
         shared: Arc::clone(shared),
         lookup,
         source,
@@ -83,7 +86,9 @@ pub fn run(shared: &Arc<Shared>) -> Result<(), Failure> {
         commit_failed: false,
         commits_out: 0,
     };
+    idle.release();
     poller.serve();
+    idle.set("stopping");
     poller.leave();
     poller.finish()
 }
