@@ -143,6 +143,9 @@ fn log_exit_code(error: &LogError) -> u8 {
     }
 }
 
+/// How often a full disk is looked at.
+const SPACE_INTERVAL: Duration = Duration::from_millis(500);
+
 struct Daemon<'a> {
     config: Arc<Config>,
     runtime: &'a Runtime,
@@ -194,11 +197,13 @@ impl<'a> Daemon<'a> {
         drop(lookup);
         let kept = self.runtime.block_on(retention::look(&self.config));
         let stamp = Stamp { cluster_id, group: self.config.kafka.group.clone() };
+        let mut needed = self.room_to_open();
         while !self.shutdown.requested() {
+            self.wait_for_space(std::mem::replace(&mut needed, self.room_to_open()));
             match self.run_once(&routes, &stamp, &kept) {
                 Err(Error::Log(error) | Error::Pipeline(Failure::Log(error))) if error.passes() => {
                     tracing::error!(%error, "The disk is full. Nothing is consumed until there is space.");
-                    self.wait_for_space();
+                    needed = needed.max(self.config.log.disk_reserve);
                 }
                 // Retention was faster: whether that matters is decided at the start.
                 Err(Error::Pipeline(Failure::OutOfRange { .. })) => {}
@@ -328,19 +333,26 @@ impl<'a> Daemon<'a> {
         Ok(())
     }
 
-    fn wait_for_space(&self) {
-        let reserve = self.config.log.disk_reserve;
-        let latch = self.readiness.latch("the disk is full");
+    /// Opening the log writes: what its write-ahead log holds becomes tables. Also with no reserve
+    /// a full disk must not make it try in vain, and call handlers for what it cannot note.
+    fn room_to_open(&self) -> u64 {
+        store::room_to_open(self.config.log.memory)
+    }
+
+    fn wait_for_space(&self, needed: u64) {
+        let dir = &self.config.log.dir;
+        let latch = self.readiness.latch("looking at the disk");
         while !self.shutdown.requested() {
             self.heartbeats.beat_all();
-            match disk::free(&self.config.log.dir) {
-                Ok(free) if free >= reserve => break,
-                Ok(free) => latch.set(format!(
-                    "the disk is full: {free} bytes are free, log.disk_reserve is {reserve}"
+            match disk::free(dir) {
+                Ok(free) if free < needed => latch.set(format!(
+                    "the disk is full: {free} bytes are free in {}, onced waits for {needed}",
+                    dir.display()
                 )),
-                Err(error) => latch.set(format!("the disk cannot be looked at: {error}")),
+                // Opening it says what is wrong with the directory.
+                _ => break,
             }
-            std::thread::sleep(Duration::from_millis(500));
+            std::thread::sleep(SPACE_INTERVAL);
         }
         self.hold.store(false, Ordering::Relaxed);
     }

@@ -6,11 +6,12 @@ use std::mem::MaybeUninit;
 use std::os::unix::ffi::OsStrExt as _;
 use std::path::Path;
 
-/// Bytes that this user may still write.
+/// Bytes that this user may still write there, or where the directory would be made.
 ///
 /// # Errors
-/// The system's, for example that the directory is gone.
+/// The system's.
 pub fn free(dir: &Path) -> io::Result<u64> {
+    let dir = dir.ancestors().find(|dir| dir.exists()).unwrap_or(Path::new("."));
     let path = CString::new(dir.as_os_str().as_bytes())?;
     let mut stat = MaybeUninit::<libc::statvfs>::uninit();
     // SAFETY: the path ends with a NUL, and the structure is large enough.

@@ -26,9 +26,9 @@ mod options;
 
 use std::collections::BTreeMap;
 use std::fs::{File, TryLockError};
+use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 
 use rocksdb::{
     BottommostLevelCompaction, ColumnFamilyDescriptor, CompactOptions, DB, WriteBatch, WriteOptions,
@@ -82,7 +82,8 @@ pub struct Store {
     directory_id: String,
     table: Mutex<Table>,
     horizons: Arc<Horizons>,
-    poisoned: AtomicBool,
+    /// What the first call that failed came to: nothing is written after it.
+    poisoned: OnceLock<rocksdb::Error>,
     _lock: File,
 }
 
@@ -119,18 +120,37 @@ pub enum LogError {
 
 impl LogError {
     fn of(action: &'static str, source: rocksdb::Error) -> Self {
-        let text = source.to_string();
-        if text.contains("No space left on device") || text.contains("Disk quota exceeded") {
-            return Self::DiskFull { source };
-        }
-        Self::Failed { action, source }
+        if full(&source) { Self::DiskFull { source } } else { Self::Failed { action, source } }
+    }
+
+    /// Of a call that came after one that failed.
+    fn after(first: &rocksdb::Error) -> Self {
+        if full(first) { Self::DiskFull { source: first.clone() } } else { Self::Poisoned }
     }
 
     /// True where waiting for space and opening the log again is enough.
     #[must_use]
     pub fn passes(&self) -> bool {
-        matches!(self, Self::DiskFull { .. })
+        match self {
+            Self::DiskFull { .. } => true,
+            Self::Directory { source, .. } => {
+                matches!(source.kind(), ErrorKind::StorageFull | ErrorKind::QuotaExceeded)
+            }
+            _ => false,
+        }
     }
+}
+
+fn full(error: &rocksdb::Error) -> bool {
+    let text = error.to_string();
+    text.contains("No space left on device") || text.contains("Disk quota exceeded")
+}
+
+/// Free bytes without which the log cannot be opened: the write-ahead log becomes tables, and the
+/// self-check writes a few.
+#[must_use]
+pub fn room_to_open(memory: u64) -> u64 {
+    2 * options::write_buffer_bytes(usize::try_from(memory).unwrap_or(usize::MAX)) as u64
 }
 
 impl Store {
@@ -160,7 +180,7 @@ impl Store {
             directory_id: header.directory_id,
             table: Mutex::new(table),
             horizons,
-            poisoned: AtomicBool::new(false),
+            poisoned: OnceLock::new(),
             _lock: lock,
         };
         store.publish_all_horizons()?;
@@ -303,10 +323,14 @@ impl Store {
         self.write_batch(batch, false)
     }
 
+    /// # Errors
+    /// An earlier call failed, on whatever thread: the log takes nothing more.
+    pub fn check(&self) -> Result<(), LogError> {
+        self.poisoned.get().map_or(Ok(()), |first| Err(LogError::after(first)))
+    }
+
     fn write_batch(&self, batch: &mut Batch, sync: bool) -> Result<(), LogError> {
-        if self.poisoned.load(Ordering::Relaxed) {
-            return Err(LogError::Poisoned);
-        }
+        self.check()?;
         let mut options = WriteOptions::default();
         options.set_sync(sync);
         batch.move_entries();
@@ -396,8 +420,9 @@ impl Store {
     }
 
     fn poison(&self, action: &'static str, error: rocksdb::Error) -> LogError {
-        self.poisoned.store(true, Ordering::Relaxed);
-        LogError::of(action, error)
+        // The first one counts: what fails after a full disk fails because of it.
+        let first = self.poisoned.get_or_init(|| error.clone());
+        if full(first) { LogError::after(first) } else { LogError::of(action, error) }
     }
 }
 

@@ -250,6 +250,10 @@ impl Worker {
             self.on(event);
         }
         self.fire_timers();
+        // A flush in the background may have failed while there was nothing to write.
+        if let Err(error) = self.shared.store.check() {
+            self.log_failed(error);
+        }
         self.write();
         self.pump();
         self.answer_drained();

@@ -31,8 +31,7 @@ pub(super) fn database(memory: u64, horizons: &Arc<Horizons>) -> Options {
         false,
         cache,
     ));
-    // Small: an insert into a skip list that fits into the processor's cache costs half.
-    options.set_write_buffer_size((memory / 8).clamp(1 << 20, 8 << 20));
+    options.set_write_buffer_size(write_buffer_bytes(memory));
     options.set_max_write_buffer_number(4);
     options.set_max_total_wal_size(memory as u64);
     options.set_max_background_jobs(2);
@@ -43,6 +42,11 @@ pub(super) fn database(memory: u64, horizons: &Arc<Horizons>) -> Options {
     options.set_max_log_file_size(4 << 20);
     options.set_log_level(LogLevel::Warn);
     options
+}
+
+/// Small: an insert into a skip list that fits into the processor's cache costs half.
+pub(super) fn write_buffer_bytes(memory: usize) -> usize {
+    (memory / 8).clamp(1 << 20, 8 << 20)
 }
 
 fn common(cache: &Cache) -> Options {
