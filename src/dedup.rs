@@ -4,9 +4,10 @@
 //! crash takes from it is read again from the topic.
 //!
 //! Owns: the verdict (`verdict`, pure), time (`expiry`, pure), the bytes on disk (`entry`,
-//! `shard`) and the database (`store`, the only place that names RocksDB).
+//! `shard`, `acts`) and the database (`store`, the only place that names RocksDB).
 //! Never: calls a handler, talks to a broker, or knows what a policy does with a verdict.
 
+pub mod acts;
 pub mod entry;
 pub mod expiry;
 pub mod shard;

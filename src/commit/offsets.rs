@@ -9,6 +9,7 @@
 
 use std::fmt::Write;
 
+use crate::dedup::acts::{Acts, Skip};
 use crate::record::{Offset, Timestamp};
 
 /// Kafka's `offset.metadata.max.bytes` is 4,096 by default.
@@ -26,36 +27,6 @@ pub struct Metadata {
     /// The stream time at the committed offset.
     pub stream_time: Option<Timestamp>,
     pub acts: Acts,
-}
-
-/// What people did to the group's offsets, as far as it still matters.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Acts {
-    /// When the newest rewind was done, in milliseconds; 0: none.
-    pub generation: i64,
-    /// Ranges that somebody chose not to handle, ascending.
-    pub skips: Vec<Skip>,
-}
-
-/// Offsets `from..to` were passed over.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Skip {
-    pub from: Offset,
-    pub to: Offset,
-}
-
-impl Acts {
-    #[must_use]
-    pub fn skipped(&self, offset: Offset) -> bool {
-        self.skips.iter().any(|skip| (skip.from..skip.to).contains(&offset))
-    }
-
-    /// Adds a range; drops the ones that end at or before `window_start`, where they no longer
-    /// matter.
-    pub fn skip(&mut self, skip: Skip, window_start: Option<Offset>) {
-        self.skips.retain(|old| window_start.is_none_or(|start| old.to > start));
-        self.skips.push(skip);
-    }
 }
 
 impl Metadata {

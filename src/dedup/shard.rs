@@ -15,6 +15,7 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
+use super::acts::Acts;
 use super::entry::{put_varint, take_number, take_varint};
 use crate::identity::Check;
 use crate::record::{Offset, Partition, Timestamp};
@@ -58,6 +59,10 @@ pub struct Owner {
     pub definition: u64,
     pub ttl: Duration,
     pub lateness: Duration,
+    /// What people did to the group's offsets: a commit of somebody else takes it out of the
+    /// group's metadata.
+    #[serde(default)]
+    pub acts: Acts,
     /// Wall clock when this process last owned the partition.
     pub owned_at_ms: i64,
 }

@@ -13,7 +13,7 @@
 //!
 //! Owns: the start and the reasons to refuse one. Never: does I/O.
 
-use crate::commit::offsets::Skip;
+use crate::dedup::acts::Skip;
 use crate::record::{Offset, Partition};
 
 /// What is known of one partition before its first record is read.
@@ -41,7 +41,8 @@ pub struct Plan {
     /// Below this offset records enter the log, but are not handled. Not greater than `start`:
     /// there is nothing to absorb.
     pub absorb_until: Offset,
-    /// A tool moved the offset forward: these were not handled, and will not be.
+    /// These were not handled, and will not be: a tool moved the offset forward, or they lie below
+    /// the start of a new group.
     pub skip: Option<Skip>,
     /// Nothing is committed yet: the start has to be, before the first record.
     pub commit_start: bool,
@@ -109,11 +110,15 @@ fn start(known: &Known, settled: Option<Offset>, skip: Option<Skip>) -> Offset {
 }
 
 /// An offset beyond all that we know of, committed by somebody else: a tool moved it. Where we
-/// know nothing at all, the group was another consumer's, which handled what lies below.
+/// know nothing at all, the group was another consumer's, which handled what lies below; and where
+/// there was no group, nobody did.
 fn skip(known: &Known) -> Option<Skip> {
-    let committed = known.committed.filter(|_| !known.committed_by_us)?;
-    let from = known.high_water.max(known.position)?;
-    (committed > from).then_some(Skip { from, to: committed })
+    let (from, to) = match (known.high_water.max(known.position), known.committed) {
+        (None, None) => (known.first, known.start),
+        (Some(from), Some(committed)) if !known.committed_by_us => (from, committed),
+        _ => return None,
+    };
+    (to > from).then_some(Skip { from, to })
 }
 
 #[cfg(test)]
@@ -203,8 +208,17 @@ mod tests {
 
     #[test]
     fn a_new_group_starts_where_the_route_says() {
-        check(&Known { start: Offset(300), ..known() }, 300, 300);
-        assert!(plan(&Partition::new("t", 0), &known()).unwrap().commit_start);
+        let late = Known { start: Offset(300), ..known() };
+        check(&late, 300, 300);
+        let plan = plan(&Partition::new("t", 0), &late).unwrap();
+        assert_eq!(plan.skip, Some(Skip { from: Offset(0), to: Offset(300) }));
+        assert!(plan.commit_start);
+    }
+
+    #[test]
+    fn a_new_group_that_starts_at_the_beginning_skips_nothing() {
+        check(&known(), 0, 0);
+        assert_eq!(plan(&Partition::new("t", 0), &known()).unwrap().skip, None);
     }
 
     #[test]

@@ -19,6 +19,7 @@ use crate::commit::Frontier;
 use crate::commit::letters::Origin;
 use crate::commit::offsets::Metadata;
 use crate::config::Start;
+use crate::dedup::acts::Acts;
 use crate::dedup::expiry::millis;
 use crate::dedup::shard::Owner;
 use crate::dedup::{Shard, State};
@@ -90,6 +91,8 @@ struct Sighted {
     shard: Option<(Shard, Owner, State)>,
     /// The stream time at `C'`, else at the position.
     stream_time: Option<Timestamp>,
+    /// From the commit where it is ours, else as the shard remembers them.
+    acts: Acts,
 }
 
 fn try_enter(
@@ -139,8 +142,12 @@ fn sight(
     if let Some(metadata) = committed.as_ref().and_then(|committed| committed.metadata.as_ref()) {
         check_metadata(&shared.routes[route], partition, &topic_id, partition_count, metadata)?;
     }
-    let said = committed.as_ref().and_then(|committed| committed.metadata.as_ref()?.stream_time);
-    let stream_time = said.or(shard.as_ref().and_then(|(_, _, state)| state.stream_time));
+    let said = committed.as_ref().and_then(|committed| committed.metadata.as_ref());
+    let remembered = shard.as_ref().map(|(_, owner, _)| &owner.acts);
+    let acts = said.map(|said| &said.acts).or(remembered).cloned().unwrap_or_default();
+    let stream_time = said
+        .and_then(|said| said.stream_time)
+        .or(shard.as_ref().and_then(|(_, _, state)| state.stream_time));
     Ok(Some(Sighted {
         partition: partition.clone(),
         route,
@@ -149,6 +156,7 @@ fn sight(
         committed,
         shard,
         stream_time,
+        acts,
     }))
 }
 
@@ -251,11 +259,10 @@ fn letters_since(shared: &Shared, sight: &Sighted) -> Option<Timestamp> {
 }
 
 fn origin(shared: &Shared, sight: &Sighted) -> Origin {
-    let generation = sight.committed.as_ref().and_then(|committed| committed.metadata.as_ref());
     Origin {
         group: shared.config.kafka.group.clone(),
         topic_id: sight.topic_id.clone(),
-        generation: generation.map_or(0, |metadata| metadata.acts.generation),
+        generation: sight.acts.generation,
     }
 }
 
@@ -273,11 +280,16 @@ fn begin(
     let plan = plan(&partition, &known)?;
     let origin = origin(shared, &sight);
     let metadata = metadata(shared, &sight, &known, &plan);
+    let acts = metadata.acts.clone();
     let (shard, state) = match sight.shard {
-        Some((shard, _, state)) => (shard, state),
+        Some((shard, owner, state)) => {
+            // Before the skip is committed: it must not be lost in between.
+            shared.store.update_owner(shard, Owner { acts, ..owner })?;
+            (shard, state)
+        }
         None => {
             let state = State { position: plan.start, ..State::default() };
-            let owner = owner(&shared.routes[sight.route], &sight, &partition);
+            let owner = owner(&shared.routes[sight.route], &sight, &partition, acts);
             (shared.store.create_shard(owner, &state)?, state)
         }
     };
@@ -325,10 +337,11 @@ fn known(shared: &Shared, lookup: &Lookup, sight: &Sighted) -> Result<Known, Kaf
 }
 
 fn metadata(shared: &Shared, sight: &Sighted, known: &Known, plan: &Plan) -> Metadata {
-    let said = sight.committed.as_ref().and_then(|committed| committed.metadata.clone());
-    let mut acts = said.unwrap_or_default().acts;
+    let mut acts = sight.acts.clone();
     if let Some(skip) = plan.skip {
-        tracing::warn!(partition = %sight.partition, from = %skip.from, to = %skip.to, "Somebody moved the group's offset forward; these records are not handled.");
+        if known.committed.is_some() {
+            tracing::warn!(partition = %sight.partition, from = %skip.from, to = %skip.to, "Somebody moved the group's offset forward; these records are not handled.");
+        }
         acts.skip(skip, known.window_start);
     }
     Metadata {
@@ -340,7 +353,7 @@ fn metadata(shared: &Shared, sight: &Sighted, known: &Known, plan: &Plan) -> Met
     }
 }
 
-fn owner(route: &Route, sight: &Sighted, partition: &Partition) -> Owner {
+fn owner(route: &Route, sight: &Sighted, partition: &Partition, acts: Acts) -> Owner {
     Owner {
         topic: partition.topic.to_string(),
         topic_id: sight.topic_id.clone(),
@@ -349,6 +362,7 @@ fn owner(route: &Route, sight: &Sighted, partition: &Partition) -> Owner {
         definition: route.definition,
         ttl: route.config.window.ttl,
         lateness: route.config.window.lateness,
+        acts,
         owned_at_ms: clock::now().0,
     }
 }

@@ -3,6 +3,7 @@ use std::time::Duration;
 use tempfile::TempDir;
 
 use super::*;
+use crate::dedup::acts::Acts;
 use crate::identity::Check;
 use crate::record::Offset;
 
@@ -23,6 +24,7 @@ fn owner(topic: &str) -> Owner {
         definition: 1,
         ttl: Duration::from_secs(10),
         lateness: Duration::from_secs(1),
+        acts: Acts::default(),
         owned_at_ms: 0,
     }
 }

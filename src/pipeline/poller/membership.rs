@@ -291,7 +291,8 @@ fn owned(
     };
     metrics.position.set(frontier.position().0);
     metrics.committed_offset.set(committed.unwrap_or(plan.start).0);
-    if let Some(skip) = plan.skip {
+    // Where a new group starts is no tool's doing.
+    if let Some(skip) = plan.skip.filter(|_| committed.is_some()) {
         metrics.skipped.inc_by((skip.to.0 - skip.from.0).unsigned_abs());
     }
     let behind = committed.map_or(0, |committed| plan.start.0.saturating_sub(committed.0).max(0));
