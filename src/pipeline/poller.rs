@@ -79,7 +79,6 @@ pub fn run(shared: &Arc<Shared>, idle: &Latch) -> Result<(), Failure> {
         drain: None,
         failure: None,
         next_housekeeping: Instant::now(),
-        held: false,
         max_poll_gap: max_poll_interval(shared),
         last_poll: Instant::now(),
         unanswered: FxHashMap::default(),
@@ -156,7 +155,6 @@ struct Poller {
     drain: Option<Drain>,
     failure: Option<Failure>,
     next_housekeeping: Instant,
-    held: bool,
     max_poll_gap: Duration,
     last_poll: Instant,
     joining: Option<Latch>,
@@ -323,11 +321,9 @@ impl Poller {
         if std::mem::take(&mut self.commit_failed) {
             self.commit_unanswered();
         }
-        let hold = self.shared.held();
-        if hold != self.held {
-            self.held = hold;
+        if self.shared.held() {
             for (partition, assigned) in &mut self.assigned {
-                if hold && !assigned.paused {
+                if !assigned.paused {
                     assigned.paused = pause(&self.source, partition);
                 }
             }
@@ -336,7 +332,7 @@ impl Poller {
 
     /// Partitions that were paused go on when their worker has room again.
     fn resume_drained(&mut self) {
-        if self.held {
+        if self.shared.held() {
             return;
         }
         let count = self.assigned.len();

@@ -112,7 +112,7 @@ impl Poller {
             lane,
             pending: Vec::new(),
             pending_bytes: 0,
-            paused: self.held && pause(&self.source, &partition),
+            paused: self.shared.held() && pause(&self.source, &partition),
             draining: false,
             metrics,
         };
