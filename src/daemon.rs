@@ -11,7 +11,7 @@ mod status;
 
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Weak};
+use std::sync::{Arc, OnceLock, Weak};
 use std::time::Duration;
 
 use rdkafka::error::{KafkaError, RDKafkaErrorCode};
@@ -195,7 +195,7 @@ impl<'a> Daemon<'a> {
         let Some(cluster_id) = self.wait_for_broker(&lookup) else { return Ok(()) };
         self.check_topics(&lookup)?;
         drop(lookup);
-        let kept = self.runtime.block_on(retention::look(&self.config));
+        let kept = self.look_at_retention();
         let stamp = Stamp { cluster_id, group: self.config.kafka.group.clone() };
         let mut needed = self.room_to_open();
         while !self.shutdown.requested() {
@@ -214,7 +214,12 @@ impl<'a> Daemon<'a> {
     }
 
     /// Opens the log and runs the pipeline on it, until it ends.
-    fn run_once(&mut self, routes: &[Arc<Route>], stamp: &Stamp, kept: &Kept) -> Result<(), Error> {
+    fn run_once(
+        &mut self,
+        routes: &[Arc<Route>],
+        stamp: &Stamp,
+        kept: &Arc<OnceLock<Kept>>,
+    ) -> Result<(), Error> {
         self.idle.set("starting");
         self.wait_for_last_user();
         if self.shutdown.requested() {
@@ -237,7 +242,7 @@ impl<'a> Daemon<'a> {
             letters: self.letter_producer()?,
             config: Arc::clone(&self.config),
             routes: routes.to_vec(),
-            kept: kept.clone(),
+            kept: Arc::clone(kept),
             store,
             metrics: Arc::clone(&self.metrics),
             readiness: self.readiness.clone(),
@@ -247,9 +252,17 @@ impl<'a> Daemon<'a> {
             shutdown: self.shutdown.clone(),
             hold: Arc::clone(&self.hold),
             commit_interval: self.config.kafka.commit_interval,
-            workers: std::sync::OnceLock::new(),
+            workers: OnceLock::new(),
         });
         Ok(pipeline::run(&shared, &self.idle)?)
+    }
+
+    /// Asks in the background: some brokers answer late or never, and no record waits for it.
+    fn look_at_retention(&self) -> Arc<OnceLock<Kept>> {
+        let (kept, config) = (Arc::<OnceLock<Kept>>::default(), Arc::clone(&self.config));
+        let answer = Arc::clone(&kept);
+        self.runtime.spawn(async move { answer.set(retention::look(&config).await) });
+        kept
     }
 
     /// A question to the broker may outlive the pipeline that asked, and holds the log.

@@ -46,7 +46,8 @@ use crate::source::Position;
 pub struct Shared {
     pub config: Arc<Config>,
     pub routes: Vec<Arc<Route>>,
-    pub kept: Kept,
+    /// Empty until the broker has told it.
+    pub kept: Arc<std::sync::OnceLock<Kept>>,
     pub store: Arc<Store>,
     /// `None`: no route has a dead-letter topic.
     pub letters: Option<LetterProducer>,

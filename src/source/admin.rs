@@ -11,10 +11,12 @@ use rdkafka::error::{KafkaError, RDKafkaErrorCode};
 
 use crate::config::Kafka;
 
-/// The id of a topic; empty where the broker has none.
+/// The id of a topic; empty where the broker has none. `broker`: whom to ask; every broker knows.
+/// By itself the client would ask the controller, which may be away, or wait for it.
 pub(super) fn topic_id(
     client: *mut native::rd_kafka_t,
     topic: &str,
+    broker: i32,
     patience: Duration,
 ) -> Result<String, KafkaError> {
     let name = CString::new(topic)?;
@@ -26,7 +28,19 @@ pub(super) fn topic_id(
         let topics =
             native::rd_kafka_TopicCollection_of_topic_names(names.as_mut_ptr(), names.len());
         let queue = native::rd_kafka_queue_new(client);
-        native::rd_kafka_DescribeTopics(client, topics, std::ptr::null(), queue);
+        let options = native::rd_kafka_AdminOptions_new(
+            client,
+            native::rd_kafka_admin_op_t::RD_KAFKA_ADMIN_OP_DESCRIBETOPICS,
+        );
+        let mut unused = [0; 256];
+        native::rd_kafka_AdminOptions_set_broker(
+            options,
+            broker,
+            unused.as_mut_ptr(),
+            unused.len(),
+        );
+        native::rd_kafka_DescribeTopics(client, topics, options, queue);
+        native::rd_kafka_AdminOptions_destroy(options);
         native::rd_kafka_TopicCollection_destroy(topics);
         let event = native::rd_kafka_queue_poll(queue, timeout);
         let id = NonNull::new(event).map(|event| described_id(event.as_ptr()));

@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use rdkafka::consumer::{BaseConsumer, Consumer as _};
 use rdkafka::error::{KafkaError, RDKafkaErrorCode};
+use rdkafka::metadata::MetadataBroker;
 use rdkafka::{Offset as KafkaOffset, TopicPartitionList};
 
 use super::poll::elements;
@@ -72,7 +73,13 @@ impl Lookup {
     /// # Errors
     /// The broker's answer.
     pub fn topic_id(&self, topic: &str) -> Result<String, KafkaError> {
-        super::admin::topic_id(self.committed.client().native_ptr(), topic, PATIENCE)
+        let metadata = self.committed.fetch_metadata(Some(topic), PATIENCE)?;
+        let answered = |broker: &&MetadataBroker| broker.id() == metadata.orig_broker_id();
+        let brokers = metadata.brokers();
+        let broker = brokers.iter().find(answered).or(brokers.first());
+        let none = KafkaError::MetadataFetch(RDKafkaErrorCode::BrokerTransportFailure);
+        let broker = broker.ok_or(none)?.id();
+        super::admin::topic_id(self.committed.client().native_ptr(), topic, broker, PATIENCE)
     }
 
     /// The group's offsets, in the order of the partitions. Waits for open transactions that

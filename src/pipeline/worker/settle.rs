@@ -268,9 +268,8 @@ impl Worker {
                 let Some(owned) = self.owned.get_mut(partition) else { continue };
                 owned.dirty = false;
                 let window = millis(self.shared.routes[owned.route].config.window.ttl);
-                let kept =
-                    self.shared.kept.get(&owned.partition.topic).copied().unwrap_or(i64::MAX);
-                publish(owned, window.min(kept));
+                let kept = self.shared.kept.get().and_then(|kept| kept.get(&owned.partition.topic));
+                publish(owned, kept.map_or(window, |kept| window.min(*kept)));
                 self.shared.board.update(owned);
             }
             self.dirty = dirty;
