@@ -3,6 +3,8 @@
 //! Run through `scripts/compare`, which says what is measured and takes the same options. It speaks
 //! through the harness of the integration tests: the broker, the records and the daemon are theirs.
 
+#![expect(clippy::print_stdout, reason = "the result is what it is run for")]
+
 use std::collections::HashSet;
 use std::env;
 use std::fmt::Display;
@@ -308,7 +310,9 @@ impl Summary {
     }
 
     fn text(&self, rounds: &[Round], input: &Input) -> String {
-        let rounds: Vec<_> = rounds.iter().map(Round::text).collect();
+        let lines =
+            (1..).zip(rounds).map(|(number, round)| format!("round {number}: {}", round.text()));
+        let lines: Vec<_> = lines.collect();
         format!(
             "\
 topic   {} records in one partition, {} bytes of JSON each, {} % duplicates, lz4
@@ -325,7 +329,7 @@ peak memory of onced: {} MiB",
             input.bytes / input.records,
             input.duplicates_percent,
             LOOK_INTERVAL.as_millis(),
-            rounds.join("\n"),
+            lines.join("\n"),
             self.median,
             self.smallest,
             self.largest,

@@ -27,7 +27,7 @@ impl Broker {
     ///
     /// Panics with the script's words when it does not start.
     pub fn start(dir: &Path, arguments: &[String]) -> Self {
-        let log = dir.with_extension("log");
+        let log = dir.join("run.log");
         let stderr = File::create(&log).expect("the temporary folder can be written");
         let mut command = Command::new(script());
         command.args(["run", "--purge", "--dir"]).arg(dir).args(arguments);
@@ -42,8 +42,6 @@ impl Broker {
         let stdout = script.stdout.take().expect("standard output is a pipe");
         BufReader::new(stdout).read_line(&mut line).expect("a pipe can be read");
         let words = fs::read_to_string(&log).unwrap_or_default();
-        // The script goes on writing to the open file; the name is not needed any more.
-        let _ = fs::remove_file(&log);
         let Ok(started) = serde_json::from_str::<serde_json::Value>(&line) else {
             panic!("the broker did not start:\n{words}");
         };

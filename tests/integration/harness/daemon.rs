@@ -145,11 +145,8 @@ impl Daemon {
     /// Panics where it runs, or cannot be started.
     pub fn start(&mut self) {
         assert!(!self.running(), "the daemon runs");
-        let stdout = if self.discard_stdout {
-            Stdio::null()
-        } else {
-            append_to(&self.stdout_path()).into()
-        };
+        let stdout =
+            if self.discard_stdout { Stdio::null() } else { append_to(&self.stdout_path()).into() };
         let mut command = self.command(["run"]);
         command
             .args(&self.arguments)

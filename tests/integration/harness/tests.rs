@@ -7,8 +7,8 @@ use std::panic;
 use std::time::{Duration, Instant};
 
 use super::{
-    Committed, HttpService, Kafka, Message, Metrics, OwnedRecord, Request, Response, http_get, payments,
-    unique, wait_until, wait_until_eq,
+    Committed, HttpService, Kafka, Message, Metrics, OwnedRecord, Request, Response, http_get,
+    payments, unique, wait_until, wait_until_eq,
 };
 
 const SOON: Duration = Duration::from_secs(20);

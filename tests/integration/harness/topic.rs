@@ -3,8 +3,8 @@
 use rdkafka::admin::{
     AdminOptions, AlterConfig, NewPartitions, NewTopic, ResourceSpecifier, TopicReplication,
 };
-use rdkafka::metadata::MetadataTopic;
 use rdkafka::consumer::{BaseConsumer, Consumer as _};
+use rdkafka::metadata::MetadataTopic;
 
 use super::kafka::{CALL_TIMEOUT, Called as _, Kafka, block_on, unique};
 use super::wait::wait_until;

@@ -40,12 +40,12 @@ pub fn wait_until<T: Observation>(
 pub fn wait_until_eq<T: PartialEq + Debug>(
     what: &str,
     timeout: Duration,
-    expected: &T,
+    expected: T,
     mut value: impl FnMut() -> T,
 ) {
     wait_until(what, timeout, || {
         let seen = value();
-        if seen == *expected { Ok(()) } else { Err(format!("{seen:?}, expected {expected:?}")) }
+        if seen == expected { Ok(()) } else { Err(format!("{seen:?}, expected {expected:?}")) }
     });
 }
 
