@@ -59,7 +59,11 @@ fn common(cache: &Cache) -> Options {
     let mut universal = UniversalCompactOptions::default();
     universal.set_max_merge_width(16);
     universal.set_min_merge_width(4);
-    let mut options = Options::default();
+    // Entries of a batch come sorted: with the place of the last one as a hint, the next is found
+    // in half the comparisons. 5 bytes: the shard and the kind. There is no setter for it.
+    let mut options = Options::default()
+        .get_options_from_string("memtable_insert_with_hint_prefix_extractor=fixed:5")
+        .expect("RocksDB knows this option");
     options.set_block_based_table_factory(&table);
     options.set_compaction_style(DBCompactionStyle::Universal);
     options.set_universal_compaction_options(&universal);
