@@ -310,13 +310,17 @@ impl<'a> Daemon<'a> {
     /// The cluster's id, however long the broker takes. `None`: the shutdown came first.
     fn wait_for_broker(&self, lookup: &Lookup) -> Option<String> {
         let latch = self.readiness.latch("waiting for the broker");
+        let mut trouble = None;
         while !self.shutdown.requested() {
             self.heartbeats.beat_all();
             match lookup.cluster_id(Duration::from_secs(5)) {
                 Ok(id) => return Some(id),
                 Err(error) => {
                     let brokers = &self.config.kafka.brokers;
-                    tracing::error!(brokers, %error, "No broker answers; trying again.");
+                    // The client does not repeat itself at once.
+                    trouble = lookup.listen().or(trouble);
+                    let error = trouble.clone().unwrap_or_else(|| error.to_string());
+                    tracing::error!(brokers, error, "No broker answers; trying again.");
                     latch.set(format!("no broker answers at {brokers}: {error}"));
                 }
             }

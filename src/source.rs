@@ -41,7 +41,11 @@ pub enum Event {
     /// The next offset of the partition is not in the topic any more.
     OutOfRange(Partition),
     /// Something that passes by itself: the client goes on trying.
-    Trouble(KafkaError),
+    Trouble {
+        error: KafkaError,
+        /// The client's words: which broker, and what it said.
+        reason: String,
+    },
     /// A broker's answer that only a new client gets over.
     Fatal(KafkaError),
 }

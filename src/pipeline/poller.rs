@@ -227,8 +227,8 @@ impl Poller {
                 tracing::warn!(%partition, "The next offset is no longer in the topic.");
                 self.fail(Failure::OutOfRange { partition });
             }
-            Event::Trouble(error) => {
-                tracing::warn!(%error, "Trouble with Kafka; the client goes on trying.")
+            Event::Trouble { error, reason } => {
+                tracing::warn!(%error, reason, "Trouble with Kafka; the client goes on trying.")
             }
             Event::Fatal(source) => {
                 let action = "the client cannot go on".to_owned();
@@ -318,6 +318,7 @@ impl Poller {
         }
         self.next_housekeeping = Instant::now() + HOUSEKEEPING;
         self.show_lag();
+        self.lookup.listen();
         if std::mem::take(&mut self.commit_failed) {
             self.commit_unanswered();
         }

@@ -83,8 +83,8 @@ fn drain(
                 }
             }
             Some(Event::Fatal(error)) => return Err(error),
-            Some(Event::Trouble(error)) => {
-                tracing::warn!(%error, "Trouble while reading dead letters.")
+            Some(Event::Trouble { error, reason }) => {
+                tracing::warn!(%error, reason, "Trouble while reading dead letters.")
             }
             _ => {}
         }

@@ -11,7 +11,7 @@ use rdkafka::metadata::MetadataBroker;
 use rdkafka::{Offset as KafkaOffset, TopicPartitionList};
 
 use super::poll::elements;
-use super::{client, names};
+use super::{client, names, poll};
 use crate::commit::offsets::Metadata;
 use crate::config::Kafka;
 use crate::record::{Offset, Partition, Timestamp};
@@ -41,6 +41,12 @@ impl Lookup {
         let uncommitted =
             client::reader(kafka).set("isolation.level", "read_uncommitted").create()?;
         Ok(Self { committed, uncommitted })
+    }
+
+    /// Logs what the client has to say. To be called from time to time: it piles up. Returns what
+    /// went wrong with the connections since the last time, in the client's words.
+    pub fn listen(&self) -> Option<String> {
+        [&self.committed, &self.uncommitted].map(poll::listen).into_iter().flatten().next()
     }
 
     /// The id of the cluster; empty where the broker has none.

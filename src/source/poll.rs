@@ -10,6 +10,7 @@ use std::time::Duration;
 use rdkafka::TopicPartitionList;
 use rdkafka::bindings as native;
 use rdkafka::client::ClientContext;
+use rdkafka::config::RDKafkaLogLevel;
 use rdkafka::consumer::{BaseConsumer, Consumer as _, ConsumerContext};
 use rdkafka::error::{KafkaError, RDKafkaErrorCode};
 use rdkafka::types::RDKafkaRespErr;
@@ -108,6 +109,10 @@ impl Poller {
             native::RD_KAFKA_EVENT_ERROR => Some(self.error(&event)),
             native::RD_KAFKA_EVENT_REBALANCE => Some(self.rebalance(&event)),
             native::RD_KAFKA_EVENT_OFFSET_COMMIT => Some(committed(&event)),
+            native::RD_KAFKA_EVENT_LOG => {
+                log(&event);
+                None
+            }
             _ => None,
         }
     }
@@ -118,7 +123,8 @@ impl Poller {
         // SAFETY: null, or alive as said.
         let parts = unsafe { message.as_ref() }?;
         if parts.err != RDKafkaRespErr::RD_KAFKA_RESP_ERR_NO_ERROR {
-            return Some(Event::Trouble(KafkaError::MessageConsumption(parts.err.into())));
+            let error = KafkaError::MessageConsumption(parts.err.into());
+            return Some(Event::Trouble { error, reason: error_text(event) });
         }
         let partition = self.partition(parts.rkt, parts.partition);
         // SAFETY: alive, and without an error.
@@ -154,7 +160,8 @@ impl Poller {
         if unsafe { native::rd_kafka_event_error_is_fatal(event.0.as_ptr()) } != 0 {
             return Event::Fatal(KafkaError::MessageConsumptionFatal(self.fatal_code()));
         }
-        Event::Trouble(KafkaError::MessageConsumption(code.into()))
+        let reason = error_text(event);
+        Event::Trouble { error: KafkaError::MessageConsumption(code.into()), reason }
     }
 
     /// A fatal event carries a general code; the client keeps the one behind it.
@@ -219,6 +226,69 @@ fn committed(event: &Owned) -> Event {
         Some(code) => Err(KafkaError::ConsumerCommit(code.into())),
         None => Ok(list.iter().map(|element| (name_of(element), Offset(element.offset))).collect()),
     })
+}
+
+/// What the client says of an error, besides its code.
+fn error_text(event: &Owned) -> String {
+    // SAFETY: alive until `event` is dropped; the text belongs to it and ends with a NUL.
+    let text = unsafe { CStr::from_ptr(native::rd_kafka_event_error_string(event.0.as_ptr())) };
+    text.to_string_lossy().into_owned()
+}
+
+/// Logs what a handle that reads no records has to say. Returns what went wrong last.
+pub(super) fn listen(consumer: &BaseConsumer) -> Option<String> {
+    // SAFETY: the handle is alive; a consumer has a queue, and this reference is given back below.
+    let queue = unsafe { native::rd_kafka_queue_get_consumer(consumer.client().native_ptr()) };
+    let mut trouble = None;
+    // SAFETY: the queue is ours and alive.
+    while let Some(event) = NonNull::new(unsafe { native::rd_kafka_queue_poll(queue, 0) }) {
+        let event = Owned(event);
+        // SAFETY: alive until `event` is dropped.
+        let (kind, code) = unsafe {
+            let event = event.0.as_ptr();
+            (native::rd_kafka_event_type(event), native::rd_kafka_event_error(event))
+        };
+        match kind {
+            native::RD_KAFKA_EVENT_LOG => log(&event),
+            // That all brokers are down follows from what was said of each.
+            native::RD_KAFKA_EVENT_ERROR
+                if code != RDKafkaRespErr::RD_KAFKA_RESP_ERR__ALL_BROKERS_DOWN =>
+            {
+                trouble = Some(error_text(&event));
+            }
+            _ => {}
+        }
+    }
+    // SAFETY: our reference, given back once.
+    unsafe { native::rd_kafka_queue_destroy(queue) };
+    trouble
+}
+
+/// Passes on what the client logs, as its other handles do.
+fn log(event: &Owned) {
+    let (mut facility, mut text, mut level) = (std::ptr::null(), std::ptr::null(), 0);
+    // SAFETY: alive until `event` is dropped; 0 says that the pointers were set to its texts,
+    // which end with a NUL.
+    let (facility, text) = unsafe {
+        let event = event.0.as_ptr();
+        if native::rd_kafka_event_log(event, &raw mut facility, &raw mut text, &raw mut level) != 0
+        {
+            return;
+        }
+        (CStr::from_ptr(facility).to_string_lossy(), CStr::from_ptr(text).to_string_lossy())
+    };
+    Reporting.log(log_level(level), facility.trim(), text.trim());
+}
+
+/// The levels of syslog.
+fn log_level(level: i32) -> RDKafkaLogLevel {
+    match level {
+        ..=3 => RDKafkaLogLevel::Error,
+        4 => RDKafkaLogLevel::Warning,
+        5 => RDKafkaLogLevel::Notice,
+        6 => RDKafkaLogLevel::Info,
+        _ => RDKafkaLogLevel::Debug,
+    }
 }
 
 fn topic_partition(event: &Owned) -> Option<(Partition, Offset)> {
