@@ -110,10 +110,14 @@ impl Worker {
             Outcome::Retry { error, after } => self.retry(route, claim, &error, after, repeated),
             Outcome::Reject(error) => self.reject(route, claim, Reason::Rejected, &error),
             Outcome::Fatal(error) => {
-                let route_name = self.shared.routes[route].config.name.to_string();
                 let coordinates = claim.record.coordinates();
-                self.give_up(route, claim);
-                self.fail(Failure::Handler { route: route_name, coordinates, source: error });
+                // The record stays in flight: what waits behind it must not be called in its
+                // place, since it would then be handled again itself after the restart.
+                let reason = format!("the handler gave up at {coordinates}: {}", chain(&error));
+                let route = &self.shared.routes[route];
+                route.pause(&self.shared.readiness, reason);
+                let route = route.config.name.to_string();
+                self.fail(Failure::Handler { route, coordinates, source: error });
             }
         }
     }
