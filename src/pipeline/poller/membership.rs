@@ -42,7 +42,8 @@ pub(super) struct Drain {
 impl Poller {
     pub(super) fn offered(&mut self, partitions: Vec<Partition>) {
         self.rebalance += 1;
-        self.joining = None;
+        // Until the end of this: there is no moment at which nothing is known and it looks ready.
+        let _joining = self.joining.take();
         self.shared.metrics.rebalances.add(Rebalance::Assigned, 1);
         if partitions.is_empty() {
             tracing::info!("The group has no new partitions for this member.");
