@@ -9,6 +9,7 @@ use std::process::ExitCode;
 
 use clap::{Args, Parser, Subcommand};
 
+use crate::check;
 use crate::config::{self, Config, ConfigError};
 use crate::daemon::{self, Consumer, exit};
 use crate::logging::{self, LogFormat};
@@ -46,6 +47,19 @@ enum Command {
     /// The first SIGTERM or SIGINT drains: calls that are running may end within
     /// runtime.drain_timeout, and offsets are committed. The second exits at once.
     Run(ConfigArgs),
+    /// Say whether `run` would work. Changes nothing.
+    ///
+    /// Looks at the configuration, the brokers, the topics and what they keep, the permissions, the
+    /// group's offsets and the data directory. Makes no directory and no topic, joins no group,
+    /// commits nothing. Ends with 3 for a wrong configuration, with 1 where something failed;
+    /// warnings do not fail.
+    Check {
+        #[command(flatten)]
+        config: ConfigArgs,
+        /// Print one JSON object: {"ok", "checks": [{"level", "subject", "found", "advice"}]}.
+        #[arg(long)]
+        json: bool,
+    },
 }
 
 /// Where the configuration comes from.
@@ -82,6 +96,7 @@ pub fn main() -> ExitCode {
     }
     match cli.command {
         Command::Run(args) => run(&args),
+        Command::Check { config, json } => check::run(&config, json),
     }
     .into()
 }

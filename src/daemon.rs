@@ -4,7 +4,7 @@
 //! Owns: the order of starting and stopping, the log's housekeeping and the exit codes.
 //! Never: touches a record.
 
-mod disk;
+pub(crate) mod disk;
 mod housekeeping;
 mod retention;
 mod status;

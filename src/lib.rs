@@ -82,6 +82,7 @@ pub mod metrics;
 pub mod readiness;
 pub mod shutdown;
 pub mod logging;
+pub mod check;
 pub mod cli;
 
 pub use async_trait::async_trait;

@@ -23,6 +23,7 @@
 
 mod filter;
 mod options;
+mod peek;
 
 use std::collections::BTreeMap;
 use std::fs::{File, TryLockError};
@@ -34,6 +35,8 @@ use rocksdb::{
     BottommostLevelCompaction, ColumnFamilyDescriptor, CompactOptions, DB, WriteBatch, WriteOptions,
 };
 use serde::{Deserialize, Serialize};
+
+pub use self::peek::{Peek, peek};
 
 use self::filter::Horizons;
 use super::entry::{ENTRY_BYTES_MAX, Entry};

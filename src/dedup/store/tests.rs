@@ -7,15 +7,15 @@ use crate::dedup::acts::Acts;
 use crate::identity::Check;
 use crate::record::Offset;
 
-fn stamp() -> Stamp {
+pub(super) fn stamp() -> Stamp {
     Stamp { cluster_id: "cluster".to_owned(), group: "group".to_owned() }
 }
 
-fn open(dir: &Path) -> Result<Store, LogError> {
+pub(super) fn open(dir: &Path) -> Result<Store, LogError> {
     Store::open(&Config { dir: dir.to_owned(), memory: 16 << 20 }, &stamp())
 }
 
-fn owner(topic: &str) -> Owner {
+pub(super) fn owner(topic: &str) -> Owner {
     Owner {
         topic: topic.to_owned(),
         topic_id: "id".to_owned(),
@@ -37,7 +37,7 @@ fn entry(n: u64, time: i64) -> Entry {
     Entry { offset: Offset(n as i64), time: Timestamp(time), check: Check(n as u32) }
 }
 
-fn state(position: i64, stream_time: i64) -> State {
+pub(super) fn state(position: i64, stream_time: i64) -> State {
     State {
         position: Offset(position),
         stream_time: Some(Timestamp(stream_time)),
