@@ -111,8 +111,8 @@ pub enum Error {
     Stdout { route: String, source: StdoutError },
     #[error("routes.{route}.handler.kind = \"{kind}\": no such handler is registered")]
     NoHandler { route: String, kind: String },
-    #[error("kafka.properties: the client refuses a property")]
-    Client { source: KafkaError },
+    #[error("kafka.properties: the client refuses a property: {reason}")]
+    Client { reason: String },
     #[error("routes.{route}: the topic {topic} cannot be used; create it or correct the name")]
     Topic { route: String, topic: String, source: KafkaError },
     #[error(transparent)]
@@ -122,6 +122,10 @@ pub enum Error {
 }
 
 impl Error {
+    fn client(error: &KafkaError) -> Self {
+        Self::Client { reason: client::without_value(error) }
+    }
+
     /// See [`exit`].
     #[must_use]
     pub fn exit_code(&self) -> u8 {
@@ -191,7 +195,7 @@ impl<'a> Daemon<'a> {
             metrics: Arc::clone(&self.metrics),
         };
         self.serve_admin(status)?;
-        let lookup = Lookup::new(&self.config.kafka).map_err(|source| Error::Client { source })?;
+        let lookup = Lookup::new(&self.config.kafka).map_err(|error| Error::client(&error))?;
         let Some(cluster_id) = self.wait_for_broker(&lookup) else { return Ok(()) };
         self.check_topics(&lookup)?;
         drop(lookup);
@@ -283,7 +287,7 @@ impl<'a> Daemon<'a> {
     fn letter_producer(&self) -> Result<Option<LetterProducer>, Error> {
         let needed = self.config.routes.iter().any(|route| route.dead_letter.is_some());
         let producer = needed.then(|| LetterProducer::new(client::base(&self.config.kafka)));
-        producer.transpose().map_err(|source| Error::Client { source })
+        producer.transpose().map_err(|error| Error::client(&error))
     }
 
     fn serve_admin(&self, status: status::Source) -> Result<(), Error> {

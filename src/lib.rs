@@ -83,6 +83,7 @@ pub mod readiness;
 pub mod shutdown;
 pub mod logging;
 pub mod check;
+pub mod demo;
 pub mod cli;
 
 pub use async_trait::async_trait;

@@ -22,7 +22,7 @@ pub fn row(kafka: &Kafka) -> Row {
         Ok(()) => Row::ok("kafka.properties", "the client accepts them"),
         Err(error) => Row::failed(
             "kafka.properties",
-            format!("the client refuses: {}", without_value(&error)),
+            format!("the client refuses: {}", client::without_value(&error)),
             "correct or remove it; the names are librdkafka's",
         ),
     }
@@ -34,18 +34,6 @@ fn try_to_make(kafka: &Kafka) -> Result<(), KafkaError> {
     // In no group yet, so it does not matter whether it left in time.
     let _ = Source::subscribe(kafka, &["none"])?.leave(Duration::from_secs(1));
     Ok(())
-}
-
-/// The error without the value of the property, which may be a password.
-pub fn without_value(error: &KafkaError) -> String {
-    match error {
-        KafkaError::ClientConfig(_, description, name, value) => {
-            let description = description.replace(&format!("\"{value}\""), "\"...\"");
-            if description.contains(name) { description } else { format!("{name}: {description}") }
-        }
-        KafkaError::ClientCreation(description) => description.clone(),
-        error => error.to_string(),
-    }
 }
 
 #[cfg(test)]

@@ -9,7 +9,6 @@ use std::time::{Duration, Instant};
 use rdkafka::error::{KafkaError, RDKafkaErrorCode};
 
 use super::broker::{Broker, PATIENCE, Topics, Trouble};
-use super::client::without_value;
 use super::directory::Contents;
 use super::offsets::Sight;
 use super::report::{Level, Row};
@@ -23,6 +22,7 @@ use crate::dedup::store::Stamp;
 use crate::pipeline::assign::Known;
 use crate::record::Partition;
 use crate::source::admin::{TopicSettings, topic_settings};
+use crate::source::client::without_value;
 use crate::source::lookup::{Committed, Lookup};
 
 /// How the client of an onced calls itself, unless `client.id` is set.

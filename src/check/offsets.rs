@@ -13,7 +13,7 @@ use crate::commit::offsets::Metadata;
 use crate::config::{Route, Start};
 use crate::dedup::State;
 use crate::dedup::shard::Owner;
-use crate::pipeline::assign::{Known, Refusal, plan};
+use crate::pipeline::assign::{Known, Refusal, Terms, plan};
 use crate::record::{Offset, Partition, Timestamp};
 
 /// What is known of one partition.
@@ -68,9 +68,16 @@ fn fate(route: &Route, sight: &Sight, now: Timestamp) -> Fate {
         stream_time: state.stream_time,
         acts: Default::default(),
     });
-    let written = of_shard.iter().chain(&sight.metadata);
-    if let Some(refusal) = written.filter_map(|was| changed(route, sight, was, now)).next() {
-        return Fate::Refuses(refusal);
+    let terms = Terms {
+        topic_id: &sight.topic_id,
+        partition_count: sight.partition_count,
+        definition: route.identity.definition(),
+        window: &route.window,
+    };
+    for was in of_shard.iter().chain(&sight.metadata) {
+        if let Err(refusal) = terms.check(&sight.partition, was, now) {
+            return Fate::Refuses(refusal);
+        }
     }
     let known = &sight.known;
     let plan = match plan(&sight.partition, known) {
@@ -82,7 +89,7 @@ fn fate(route: &Route, sight: &Sight, now: Timestamp) -> Fate {
             |committed: Offset| Fate::GoesOn { behind: (known.end.0 - committed.0).max(0) };
         return known.committed.map_or(Fate::Starts, behind);
     }
-    if let Some(skip) = plan.skip {
+    if let Some(skip) = plan.skip.filter(|_| known.committed.is_some()) {
         return Fate::Skips { offsets: skip.to.0 - skip.from.0 };
     }
     match known.committed {
@@ -96,28 +103,6 @@ fn fate(route: &Route, sight: &Sight, now: Timestamp) -> Fate {
         },
         _ => Fate::GoesOn { behind: (known.end.0 - plan.start.0).max(0) },
     }
-}
-
-/// What the daemon refuses when it compares what was written with what is.
-fn changed(route: &Route, sight: &Sight, was: &Metadata, now: Timestamp) -> Option<Refusal> {
-    let partition = sight.partition.clone();
-    if !was.topic_id.is_empty() && !sight.topic_id.is_empty() && was.topic_id != sight.topic_id {
-        return Some(Refusal::Recreated {
-            partition,
-            was: was.topic_id.clone(),
-            is: sight.topic_id.clone(),
-        });
-    }
-    if was.partition_count != 0 && was.partition_count != sight.partition_count {
-        return Some(Refusal::PartitionCount {
-            partition,
-            was: was.partition_count,
-            is: sight.partition_count,
-        });
-    }
-    let live = was.stream_time.is_some_and(|at| !route.window.droppable(at, now));
-    (live && was.definition != route.identity.definition())
-        .then_some(Refusal::Definition { partition })
 }
 
 /// The partitions of one topic: a row for each thing that would happen, not for each partition.

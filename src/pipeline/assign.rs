@@ -13,8 +13,10 @@
 //!
 //! Owns: the start and the reasons to refuse one. Never: does I/O.
 
+use crate::commit::offsets::Metadata;
 use crate::dedup::acts::Skip;
-use crate::record::{Offset, Partition};
+use crate::dedup::expiry::Window;
+use crate::record::{Offset, Partition, Timestamp};
 
 /// What is known of one partition before its first record is read.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -71,6 +73,45 @@ pub enum Refusal {
         "{partition}: routes.*.identity (or policy.conflict) was changed while entries of the old definition still protect; change it back, or use a new kafka.group and log.dir"
     )]
     Definition { partition: Partition },
+}
+
+/// What a partition is read under now.
+#[derive(Clone, Copy, Debug)]
+pub struct Terms<'a> {
+    pub topic_id: &'a str,
+    pub partition_count: i32,
+    /// `identity::Config::definition`.
+    pub definition: u64,
+    pub window: &'a Window,
+}
+
+impl Terms<'_> {
+    /// Compares them with those of an earlier commit, or of the shard.
+    ///
+    /// # Errors
+    /// A [`Refusal`] where entries would no longer mean what they meant.
+    pub fn check(
+        &self,
+        partition: &Partition,
+        was: &Metadata,
+        now: Timestamp,
+    ) -> Result<(), Refusal> {
+        let partition = partition.clone();
+        let known = !was.topic_id.is_empty() && !self.topic_id.is_empty();
+        if known && was.topic_id != self.topic_id {
+            let (was, is) = (was.topic_id.clone(), self.topic_id.to_owned());
+            return Err(Refusal::Recreated { partition, was, is });
+        }
+        if was.partition_count != 0 && was.partition_count != self.partition_count {
+            let (was, is) = (was.partition_count, self.partition_count);
+            return Err(Refusal::PartitionCount { partition, was, is });
+        }
+        let live = was.stream_time.is_some_and(|at| !self.window.droppable(at, now));
+        if live && was.definition != self.definition {
+            return Err(Refusal::Definition { partition });
+        }
+        Ok(())
+    }
 }
 
 /// Decides where the partition starts.

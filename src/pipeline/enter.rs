@@ -12,7 +12,7 @@ use std::time::Duration;
 use rdkafka::error::{KafkaError, RDKafkaErrorCode};
 use rustc_hash::FxHashMap;
 
-use super::assign::{Known, Plan, Refusal, plan};
+use super::assign::{Known, Plan, Refusal, Terms, plan};
 use super::{Failure, Route, Shared};
 use crate::clock;
 use crate::commit::Frontier;
@@ -199,27 +199,8 @@ fn check_metadata(
     partition_count: i32,
     was: &Metadata,
 ) -> Result<(), Refusal> {
-    let partition = partition.clone();
-    if !was.topic_id.is_empty() && !topic_id.is_empty() && was.topic_id != topic_id {
-        return Err(Refusal::Recreated {
-            partition,
-            was: was.topic_id.clone(),
-            is: topic_id.to_owned(),
-        });
-    }
-    if was.partition_count != 0 && was.partition_count != partition_count {
-        return Err(Refusal::PartitionCount {
-            partition,
-            was: was.partition_count,
-            is: partition_count,
-        });
-    }
-    let window = &route.config.window;
-    let live = was.stream_time.is_some_and(|at| !window.droppable(at, clock::now()));
-    if live && was.definition != route.definition {
-        return Err(Refusal::Definition { partition });
-    }
-    Ok(())
+    let (definition, window) = (route.definition, &route.config.window);
+    Terms { topic_id, partition_count, definition, window }.check(partition, was, clock::now())
 }
 
 type LetterOffsets = FxHashMap<Partition, BTreeSet<Offset>>;

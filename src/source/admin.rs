@@ -122,7 +122,9 @@ pub async fn topic_settings(kafka: &Kafka, topic: &str) -> Result<TopicSettings,
     let settings = answer.map_err(KafkaError::AdminOp)?;
     let value = |name: &str| settings.get(name).and_then(|entry| entry.value.clone());
     let number = |name: &str| value(name).and_then(|value| value.parse::<i64>().ok());
-    let policy = value("cleanup.policy").unwrap_or_default();
+    // A user who may not read the settings gets an answer without any.
+    let denied = KafkaError::AdminOp(RDKafkaErrorCode::TopicAuthorizationFailed);
+    let policy = value("cleanup.policy").ok_or(denied)?;
     let deletes = policy.contains("delete");
     Ok(TopicSettings {
         retention_ms: number("retention.ms").filter(|ms| deletes && *ms >= 0),

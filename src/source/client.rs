@@ -4,6 +4,7 @@
 //! was read.
 
 use rdkafka::ClientConfig;
+use rdkafka::error::KafkaError;
 
 use crate::config::Kafka;
 
@@ -64,5 +65,17 @@ pub(super) fn group_member(kafka: &Kafka) -> ClientConfig {
 fn set_unless_given(config: &mut ClientConfig, kafka: &Kafka, name: &str, value: &str) {
     if kafka.properties.iter().all(|(given, _)| given != name) {
         config.set(name, value);
+    }
+}
+
+/// The error without the value of the property, which may be a password.
+pub fn without_value(error: &KafkaError) -> String {
+    match error {
+        KafkaError::ClientConfig(_, description, name, value) => {
+            let description = description.replace(&format!("\"{value}\""), "\"...\"");
+            if description.contains(name) { description } else { format!("{name}: {description}") }
+        }
+        KafkaError::ClientCreation(description) => description.clone(),
+        error => error.to_string(),
     }
 }
