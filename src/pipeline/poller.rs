@@ -84,6 +84,7 @@ pub fn run(shared: &Arc<Shared>, idle: &Latch) -> Result<(), Failure> {
         unanswered: FxHashMap::default(),
         commit_failed: false,
         commits_out: 0,
+        next_attempt: Instant::now(),
     };
     idle.release();
     poller.serve();
@@ -163,6 +164,8 @@ struct Poller {
     commit_failed: bool,
     /// Commits without an answer yet.
     commits_out: usize,
+    /// When the last commit of a drain may be sent again.
+    next_attempt: Instant,
 }
 
 impl Poller {

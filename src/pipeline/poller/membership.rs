@@ -23,6 +23,9 @@ use crate::source::{Event, Position};
 /// end. What is not committed is absorbed by the next owner.
 const COMMIT_PATIENCE: Duration = Duration::from_secs(5);
 
+/// How long to wait before a last commit that failed is sent again.
+const COMMIT_AGAIN: Duration = Duration::from_millis(100);
+
 pub(super) struct Entering {
     pub(super) rebalance: u64,
     pub(super) partitions: Vec<Partition>,
@@ -99,6 +102,19 @@ impl Poller {
         }
     }
 
+    /// An offer has to be answered, or the client waits for that instead of leaving; and it gives
+    /// back only what was taken. What is read of it belongs to nobody.
+    fn take_unread(&mut self, partitions: &[Partition]) {
+        let starts: Vec<_> =
+            partitions.iter().map(|partition| (partition.clone(), Offset(0))).collect();
+        self.assign(&starts);
+    }
+
+    fn decline(&mut self, entering: &Entering) {
+        entering.cancelled.store(true, Ordering::Relaxed);
+        self.take_unread(&entering.partitions);
+    }
+
     pub(super) fn open(&mut self, entered: Entered) {
         let partition = entered.partition.clone();
         let worker = worker_of(&partition, self.workers.len());
@@ -126,11 +142,7 @@ impl Poller {
         let kind = if lost { Rebalance::Lost } else { Rebalance::Revoked };
         self.shared.metrics.rebalances.add(kind, 1);
         if let Some(entering) = self.entering.take() {
-            entering.cancelled.store(true, Ordering::Relaxed);
-            // The client gives back only what was taken.
-            self.assign(
-                &entering.partitions.iter().map(|p| (p.clone(), Offset(0))).collect::<Vec<_>>(),
-            );
+            self.decline(&entering);
         }
         if lost {
             tracing::warn!(?partitions, "Partitions were lost; nothing more of them is committed.");
@@ -177,10 +189,10 @@ impl Poller {
             drain.committing = true;
             drain.deadline = now + COMMIT_PATIENCE;
             let (late, positions) = (drain.remaining.clone(), drain.positions.clone());
-            self.commit_last(&late, &positions);
+            self.commit_last(&late, positions);
         }
-        let committing = |drain: &Drain| self.commits_out > 0 && now < drain.deadline;
-        if self.drain.as_ref().is_some_and(committing) {
+        if self.drain.as_ref().is_some_and(|drain| now < drain.deadline) && self.is_committing(now)
+        {
             return;
         }
         if let Some(drain) = self.drain.take() {
@@ -188,7 +200,21 @@ impl Poller {
         }
     }
 
-    pub(super) fn commit_last(&mut self, late: &[Partition], positions: &[Position]) {
+    /// The broker answers a commit in the middle of a rebalance only after it, and then of the old
+    /// generation: it has to be sent again.
+    fn is_committing(&mut self, now: Instant) -> bool {
+        if self.commits_out == 0 && self.commit_failed && !self.source.lost() {
+            if now >= self.next_attempt {
+                self.next_attempt = now + COMMIT_AGAIN;
+                self.commit_failed = false;
+                self.commit_unanswered();
+            }
+            return true;
+        }
+        self.commits_out > 0
+    }
+
+    fn commit_last(&mut self, late: &[Partition], positions: Vec<Position>) {
         if !late.is_empty() {
             tracing::warn!(partitions = ?late, "Not everything was answered in time; what is open is handled again.");
             self.lose(late);
@@ -199,7 +225,10 @@ impl Poller {
             );
             return;
         }
-        self.send_commit(positions);
+        let epoch = |at: &Position| self.assigned.get(&at.partition).map(|assigned| assigned.epoch);
+        let positions =
+            positions.into_iter().filter_map(|at| epoch(&at).map(|epoch| (epoch, at))).collect();
+        self.commit(positions);
     }
 
     pub(super) fn unassign(&mut self, partitions: &[Partition]) {
@@ -244,7 +273,7 @@ impl Poller {
     /// Drains everything and commits.
     pub(super) fn leave(&mut self) {
         if let Some(entering) = self.entering.take() {
-            entering.cancelled.store(true, Ordering::Relaxed);
+            self.decline(&entering);
         }
         // A hand-over that is under way comes first.
         self.finish_drain();
@@ -271,7 +300,8 @@ impl Poller {
         match event {
             Event::Revoked { partitions, lost: true } => self.lose(&partitions),
             Event::Committed(result) => self.commit_answered(result),
-            // A member that leaves takes nothing, and gives everything back at the end.
+            Event::Assigned(partitions) => self.take_unread(&partitions),
+            // What is to be given back is drained anyway, and then given back.
             _ => {}
         }
     }

@@ -289,12 +289,15 @@ impl Worker {
         let mut entry = handled.or(prior);
         while let Some(read) = waiting.pop_front() {
             let current = self.owned.get(&read.record.partition);
-            let Some(owned) = current.filter(|owned| owned.epoch == read.epoch && !owned.draining)
-            else {
-                continue;
-            };
+            let Some(owned) = current.filter(|owned| owned.epoch == read.epoch) else { continue };
+            let draining = owned.draining;
             let window = self.window(owned.route);
             let verdict = decide(&read.facts, false, entry.as_ref(), &window);
+            // What needs a handler or a letter is left to the next owner. A duplicate needs none,
+            // and open it would hold back the offset of all that was handled after it.
+            if draining && !matches!(verdict, Verdict::Duplicate { .. }) {
+                return;
+            }
             if matches!(verdict, Verdict::Fresh) {
                 return self.act(read, verdict, entry, waiting);
             }
