@@ -107,6 +107,8 @@ pub enum LogError {
     Foreign { path: PathBuf, what: &'static str, found: String, wanted: String },
     #[error("log.dir = {}: written in format {found}, this onced reads {FORMAT}; use a newer onced", path.display())]
     Format { path: PathBuf, found: u32 },
+    #[error("log.dir = {}: the log cannot be opened; if its files are damaged, remove the directory: the log is rebuilt from the topic", path.display())]
+    Unreadable { path: PathBuf, source: rocksdb::Error },
     #[error("log.dir: the disk is full")]
     DiskFull { source: rocksdb::Error },
     #[error("the log is corrupt at {what}; remove log.dir to rebuild the log from the topic")]
@@ -124,6 +126,13 @@ pub enum LogError {
 impl LogError {
     fn of(action: &'static str, source: rocksdb::Error) -> Self {
         if full(&source) { Self::DiskFull { source } } else { Self::Failed { action, source } }
+    }
+
+    fn of_opening(dir: &Path, source: rocksdb::Error) -> Self {
+        if full(&source) {
+            return Self::DiskFull { source };
+        }
+        Self::Unreadable { path: dir.to_owned(), source }
     }
 
     /// Of a call that came after one that failed.
@@ -174,7 +183,7 @@ impl Store {
         let options = options::database(config.memory, &horizons);
         let family = ColumnFamilyDescriptor::new(FAMILY, options.clone());
         let db = DB::open_cf_descriptors(&options, &path, [family])
-            .map_err(|error| LogError::of("open", error))?;
+            .map_err(|error| LogError::of_opening(&config.dir, error))?;
         options::check_in_effect(&path)?;
         let header = check_header(&db, config, stamp)?;
         let table = read_table(&db)?;

@@ -107,6 +107,7 @@ fn try_enter(
     };
     let committed =
         lookup.committed(partitions).map_err(failed("cannot read the group's offsets"))?;
+    check_others(shared, lookup, partitions, &committed)?;
     let mut sighted = Vec::with_capacity(partitions.len());
     for (partition, committed) in partitions.iter().zip(committed) {
         if let Some(sight) = sight(shared, lookup, partition, committed)? {
@@ -158,6 +159,38 @@ fn sight(
         stream_time,
         acts,
     }))
+}
+
+/// A partition without an offset may have been added to a topic that the group knows: then its
+/// other partitions have offsets, and those say how many there were.
+fn check_others(
+    shared: &Shared,
+    lookup: &Lookup,
+    partitions: &[Partition],
+    committed: &[Option<Committed>],
+) -> Result<(), Failure> {
+    let failed = |partition: &Partition| {
+        let action =
+            format!("cannot read the offsets of the other partitions of {}", partition.topic);
+        |source| Failure::Kafka { action, source }
+    };
+    let mut looked_at = Vec::new();
+    for (partition, _) in partitions.iter().zip(committed).filter(|(_, found)| found.is_none()) {
+        let known = looked_at.contains(&&partition.topic);
+        let Some(route) = shared.route_of(&partition.topic).filter(|_| !known) else { continue };
+        looked_at.push(&partition.topic);
+        let topic_id = lookup.topic_id(&partition.topic).map_err(failed(partition))?;
+        let count = lookup.partition_count(&partition.topic).map_err(failed(partition))?;
+        let all: Vec<_> =
+            (0..count).map(|index| Partition::new(Arc::clone(&partition.topic), index)).collect();
+        let others = lookup.committed(&all).map_err(failed(partition))?;
+        for (other, found) in all.iter().zip(others) {
+            if let Some(metadata) = found.and_then(|found| found.metadata) {
+                check_metadata(&shared.routes[route], other, &topic_id, count, &metadata)?;
+            }
+        }
+    }
+    Ok(())
 }
 
 /// The shard, unless it was written under a shorter window: then it is dropped and absorbed anew.

@@ -121,8 +121,17 @@ impl Lookup {
     /// # Errors
     /// The broker's answer.
     pub fn ends(&self, partition: &Partition) -> Result<(Offset, Offset), KafkaError> {
-        let (first, end) =
-            self.uncommitted.fetch_watermarks(&partition.topic, partition.index, PATIENCE)?;
+        let ask = || self.uncommitted.fetch_watermarks(&partition.topic, partition.index, PATIENCE);
+        let (first, end) = match ask() {
+            // The handle remembers a topic as it was before partitions were added.
+            Err(error)
+                if error.rdkafka_error_code() == Some(RDKafkaErrorCode::UnknownPartition) =>
+            {
+                self.uncommitted.fetch_metadata(Some(&partition.topic), PATIENCE)?;
+                ask()?
+            }
+            answer => answer?,
+        };
         Ok((Offset(first), Offset(end)))
     }
 
