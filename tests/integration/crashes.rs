@@ -9,10 +9,12 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use crate::harness::{
-    Daemon, HttpService, Kafka, Request, Response, payments, unique, wait_until, wait_until_eq,
+    Daemon, HttpService, Kafka, Request, Response, payment, payments, unique, wait_until,
+    wait_until_eq,
 };
 use crate::scene::{
-    SOON, counts, http_daemon, key_of_line, numbered, set, stdout_daemon, verdicts, wait_caught_up,
+    SOON, counts, http_daemon, http_daemon_with, key_of_line, numbered, set, stdout_daemon,
+    verdicts, wait_caught_up,
 };
 
 const CONCURRENCY: usize = 16;
@@ -64,7 +66,8 @@ fn twelve_kills_lose_nothing_and_repeat_only_what_was_called() {
     let distinct = input.distinct();
     kafka.produce(&topic, input);
 
-    let mut onced = http_daemon(&group, &topic, &service.url("/payments")).start();
+    let builder = http_daemon(&group, &topic, &service.url("/payments"));
+    let mut onced = set(builder, "runtime.workers=2").start();
     let step = usize::try_from(distinct).expect("a count") / (KILLS + 1);
     for kill in 1..=KILLS {
         service.wait_for(kill * step, SOON);
@@ -213,4 +216,165 @@ fn a_broker_that_dies_and_comes_back_costs_nothing() {
     kafka.produce(&topic, numbered(0..1));
     wait_done(&kafka, &mut onced, &group, &topic);
     wait_until_eq("it is still ready", SOON, true, || onced.ready());
+}
+
+#[test]
+fn kills_while_it_absorbs_change_nothing() {
+    let Some(kafka) = Kafka::shared_or_skip("kills_while_it_absorbs_change_nothing") else {
+        return;
+    };
+    let (topic, group) = (kafka.topic("absorbing").create(), unique("absorbing"));
+    // Small batches, of which a fetch brings one: so that absorbing takes a while.
+    let small = [("batch.num.messages", "5"), ("linger.ms", "0")];
+    kafka.produce_with(&small, &topic, numbered(0..3_000));
+    let builder =
+        set(stdout_daemon(&group, &topic), "kafka.properties.\"fetch.message.max.bytes\"=100");
+    let mut onced = set(builder, "kafka.properties.\"group.instance.id\"=\"one\"").start();
+    wait_done(kafka, &mut onced, &group, &topic);
+    assert_eq!(onced.terminate().code(), Some(0));
+    fs::remove_dir_all(onced.data_dir()).expect("the directory is there");
+
+    let absorbed = |onced: &Daemon| {
+        let metrics = onced.try_metrics().unwrap_or_default();
+        metrics.value("onced_position", &[("topic", &topic)])
+    };
+    for kill in 1..=4 {
+        onced.start();
+        let half_way = f64::from(kill * 500);
+        wait_until("it has absorbed some more", SOON, || absorbed(&onced) >= half_way);
+        onced.kill();
+    }
+    kafka.produce(&topic, numbered(2_900..3_100));
+    onced.start();
+    wait_done(kafka, &mut onced, &group, &topic);
+    let handled = counts(onced.stdout_json().iter().map(key_of_line));
+    assert_eq!((handled.len(), handled.values().max()), (3_100, Some(&1)));
+}
+
+#[test]
+fn an_instance_that_was_frozen_and_wakes_up_changes_nothing() {
+    let name = "an_instance_that_was_frozen_and_wakes_up_changes_nothing";
+    let Some(kafka) = Kafka::shared_or_skip(name) else { return };
+    let (topic, group) = (kafka.topic("frozen").partitions(2).create(), unique("frozen"));
+    let service = HttpService::start(|_| Response::ok().after(Duration::from_millis(5)));
+    let builder = || http_daemon(&group, &topic, &service.url("/payments"));
+    let (mut left, mut right) = (builder().start(), builder().start());
+    wait_until("each owns a partition", SOON, || owned(&left) == 1 && owned(&right) == 1);
+    kafka.produce(&topic, (0..2_000).map(payment));
+    service.wait_for(300, SOON);
+    left.freeze();
+    wait_until("the other owns both", SOON, || owned(&right) == 2);
+    right.wait_ready();
+    wait_caught_up(kafka, &right, &group, &topic);
+    let before = service.requests().len();
+
+    left.thaw();
+    wait_until("each owns a partition", SOON, || owned(&left) == 1 && owned(&right) == 1);
+    left.wait_ready();
+    kafka.produce(&topic, (0..2_100).map(payment));
+    wait_until("all is committed", SOON, || {
+        (0..2).all(|partition| {
+            let end = kafka.end_offset(&topic, partition);
+            kafka.committed_offset(&group, &topic, partition) == Some(end)
+        })
+    });
+    let after = service.requests().len();
+    assert!(
+        after - before <= 100 + CONCURRENCY,
+        "{after} calls after {before} and 100 new messages"
+    );
+    // What was with the frozen one, and what it had not committed, is called again, once.
+    expect_each_once(&service.requests(), 2_100, 300);
+}
+
+fn owned(daemon: &Daemon) -> usize {
+    daemon.get("/status").map_or(0, |reply| reply.body.matches("\"open_records\"").count())
+}
+
+/// Three instances, of which one after the other is stopped and started again.
+#[track_caller]
+fn rolling_restarts(kafka: &Kafka, properties: &str) {
+    const RECORDS: usize = 3_000;
+    let (topic, group) = (kafka.topic("rolling").partitions(5).create(), unique("rolling"));
+    let service = HttpService::start(|_| Response::ok().after(Duration::from_millis(8)));
+    let url = service.url("/payments");
+    let mut daemons: Vec<_> =
+        (0..3).map(|_| http_daemon_with(properties, &group, &topic, &url).start()).collect();
+    for daemon in &mut daemons {
+        daemon.wait_ready();
+    }
+    let input = payments(RECORDS, 0.3, 11);
+    let distinct = input.distinct();
+    kafka.produce(&topic, input);
+    let distinct_count = usize::try_from(distinct).expect("a count");
+    for turn in 0..6 {
+        service.wait_for((turn + 1) * distinct_count / 8, SOON);
+        let daemon = &mut daemons[turn % 3];
+        assert_eq!(daemon.terminate().code(), Some(0), "{}", daemon.stderr());
+        daemon.start();
+    }
+    wait_until("all is committed", SOON, || {
+        let open = |partition: &i32| {
+            let end = kafka.end_offset(&topic, *partition);
+            kafka.committed_offset(&group, &topic, *partition).unwrap_or(0) != end
+        };
+        let open: Vec<_> = (0..5).filter(open).collect();
+        if open.is_empty() { Ok(()) } else { Err(format!("partitions {open:?} are open")) }
+    });
+    expect_each_once(&service.requests(), distinct, 0);
+}
+
+#[test]
+fn rolling_restarts_repeat_nothing() {
+    let Some(kafka) = Kafka::shared_or_skip("rolling_restarts_repeat_nothing") else { return };
+    rolling_restarts(kafka, "");
+}
+
+#[test]
+fn rolling_restarts_repeat_nothing_where_all_partitions_are_given_back_at_once() {
+    let name = "rolling_restarts_repeat_nothing_where_all_partitions_are_given_back_at_once";
+    let Some(kafka) = Kafka::shared_or_skip(name) else { return };
+    rolling_restarts(kafka, "\"partition.assignment.strategy\" = \"range,roundrobin\"");
+}
+
+#[test]
+fn rolling_restarts_repeat_nothing_where_the_broker_assigns() {
+    let name = "rolling_restarts_repeat_nothing_where_the_broker_assigns";
+    let Some(kafka) = Kafka::shared_or_skip(name) else { return };
+    rolling_restarts(kafka, "\"group.protocol\" = \"consumer\"");
+}
+
+#[test]
+fn without_a_broker_it_waits_and_can_be_stopped() {
+    let name = "without_a_broker_it_waits_and_can_be_stopped";
+    let Some(kafka) = Kafka::private_or_skip(name, &[]) else { return };
+    let (topic, group) = (kafka.topic("absent").create(), unique("absent"));
+    kafka.produce(&topic, numbered(0..100));
+    kafka.stop();
+
+    let mut onced = stdout_daemon(&group, &topic).on(&kafka).start();
+    wait_until("it says what it waits for", SOON, || {
+        let reply = onced.get("/readyz").ok()?;
+        (reply.status == 503 && reply.body.contains(kafka.bootstrap())).then_some(())
+    });
+    assert!(onced.get("/livez").is_ok_and(|reply| reply.status == 200));
+    let asked = Instant::now();
+    assert_eq!(onced.terminate().code(), Some(0), "{}", onced.stderr());
+    assert!(asked.elapsed() < Duration::from_secs(15), "{:?}", asked.elapsed());
+
+    onced.start();
+    kafka.start();
+    wait_done(&kafka, &mut onced, &group, &topic);
+    assert_eq!(onced.stdout_lines().len(), 100);
+    // A stop without a broker takes no longer than is allowed, and repeats nothing.
+    kafka.produce(&topic, numbered(100..200));
+    wait_until("they are handled", SOON, || onced.stdout_lines().len() == 200);
+    kafka.kill();
+    let asked = Instant::now();
+    assert_eq!(onced.terminate().code(), Some(0), "{}", onced.stderr());
+    assert!(asked.elapsed() < Duration::from_secs(30), "{:?}", asked.elapsed());
+    kafka.start();
+    onced.start();
+    wait_done(&kafka, &mut onced, &group, &topic);
+    assert_eq!(onced.stdout_lines().len(), 200);
 }

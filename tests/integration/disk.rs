@@ -183,3 +183,51 @@ fn a_disk_that_is_full_is_waited_out() {
     let repeated = keys.len() - handled.len();
     assert!(repeated <= 2 * 1_024, "{repeated} lines are repeated: what was in work and no more");
 }
+
+#[test]
+fn a_start_on_a_full_disk_waits_for_space() {
+    let name = "a_start_on_a_full_disk_waits_for_space";
+    let Some(kafka) = Kafka::shared_or_skip(name) else { return };
+    let (topic, group) = (kafka.topic("tight").create(), unique("tight"));
+    kafka.produce(&topic, numbered(0..100));
+    let mut onced = set(stdout_daemon(&group, &topic), "log.disk_reserve=0B").prepare();
+    let Some(disk) = SmallDisk::mount(name, &onced.data_dir(), "48m") else { return };
+    disk.fill(0);
+    onced.start();
+    wait_disk_reason(&mut onced);
+    nothing_happens(&mut onced, 0);
+    disk.free();
+    onced.wait_ready();
+    wait_caught_up(kafka, &onced, &group, &topic);
+    assert_eq!(onced.stdout_lines().len(), 100);
+
+    // One that waits can be stopped.
+    assert_eq!(onced.terminate().code(), Some(0));
+    disk.fill(0);
+    onced.start();
+    wait_disk_reason(&mut onced);
+    assert_eq!(onced.terminate().code(), Some(0), "{}", onced.stderr());
+}
+
+#[test]
+fn a_full_disk_is_noticed_and_waited_out_while_nothing_comes_in() {
+    let name = "a_full_disk_is_noticed_and_waited_out_while_nothing_comes_in";
+    let Some(kafka) = Kafka::shared_or_skip(name) else { return };
+    let (topic, group) = (kafka.topic("idle").create(), unique("idle"));
+    let builder = set(stdout_daemon(&group, &topic), "log.disk_reserve=0B");
+    let mut onced = set(builder, "log.flush_interval=2s").prepare();
+    let Some(disk) = SmallDisk::mount(name, &onced.data_dir(), "48m") else { return };
+    onced.start();
+    onced.wait_ready();
+    kafka.produce(&topic, numbered(0..20_000));
+    wait_until("all is handled", SOON, || onced.stdout_lines().len() == 20_000);
+    // The next flush has to write what is in memory, and cannot.
+    disk.fill(0);
+    wait_disk_reason(&mut onced);
+    disk.free();
+    onced.wait_ready();
+    kafka.produce(&topic, numbered(19_000..21_000));
+    wait_caught_up(kafka, &onced, &group, &topic);
+    let handled = counts(keys_on_stdout(&onced));
+    assert_eq!((handled.len(), handled.values().max()), (21_000, Some(&1)));
+}

@@ -2,10 +2,41 @@
 //!
 //! ```text
 //! harness        the words that the tests are written in, and tests of its own
+//! scene          what several of the tests set up
+//! duplicates     what is suppressed, and what is not
+//! crashes        kill -9, SIGTERM, brokers that die: nothing lost, nothing repeated without need
+//! offsets        where partitions start: rewinds, lost directories, skips, refusals, two instances
+//! window         time: expiry on read and on disk
+//! disk           a disk that is full, and has space again
+//! letters        dead letters: their headers, and that they settle their records
+//! http           the http handler from the outside; order, concurrency, rate
+//! input          hostile and broken input: a clear result, and nothing lost
+//! admin          the admin server and the metrics
+//! library        handlers registered from Rust
+//! check          `onced check`
+//! demo           `onced demo`, which needs no broker
+//! tidy           what can be grepped: import arrows, sizes, names
 //! ```
 //!
 //! All tests share one broker, which `scripts/kafka` starts with the first of them; every test has
 //! topics and groups of its own. Where Java or Maven is missing, a test that needs the broker is
 //! skipped and says so; with `CI` set it fails instead.
 
+#![allow(clippy::cast_sign_loss, reason = "counters and counts are not negative")]
+
 mod harness;
+mod scene;
+
+mod admin;
+mod check;
+mod crashes;
+mod demo;
+mod disk;
+mod duplicates;
+mod http;
+mod input;
+mod letters;
+mod library;
+mod offsets;
+mod tidy;
+mod window;

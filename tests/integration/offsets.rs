@@ -8,8 +8,8 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use crate::harness::{
-    Daemon, HttpService, Kafka, Message, Request, Response, payments, unique, wait_until,
-    wait_until_eq,
+    Daemon, DaemonBuilder, HttpService, Kafka, Message, Request, Response, payments, unique,
+    wait_until, wait_until_eq,
 };
 use crate::scene::{
     SOON, counts, expect_verdicts, http_daemon, keyed, keys_on_stdout, numbered, set,
@@ -433,6 +433,86 @@ fn a_directory_in_use_or_of_another_group_is_refused() {
     assert_eq!(kafka.members(&other), 0);
 }
 
+/// It ends by itself with the code of a changed topic, and says these words.
+#[track_caller]
+fn expect_refusal_while_running(onced: &mut Daemon, words: &[&str]) {
+    assert_eq!(onced.wait_exit(SOON).code(), TOPIC_CHANGED, "{}", onced.stderr());
+    for word in words {
+        assert!(onced.stderr().contains(word), "it says {word:?}: {}", onced.stderr());
+    }
+}
+
+/// Notices changes of topics within a second.
+fn watchful(builder: DaemonBuilder) -> DaemonBuilder {
+    let builder = set(builder, "kafka.properties.\"topic.metadata.refresh.interval.ms\"=1000");
+    set(builder, "kafka.properties.\"metadata.max.age.ms\"=3000")
+}
+
+#[test]
+fn partitions_added_under_a_running_daemon_are_refused() {
+    let name = "partitions_added_under_a_running_daemon_are_refused";
+    let Some(kafka) = Kafka::shared_or_skip(name) else { return };
+    let (topic, group) = (kafka.topic("grows").create(), unique("grows"));
+    kafka.produce(&topic, numbered(0..10));
+    let mut onced = watchful(stdout_daemon(&group, &topic)).start();
+    onced.wait_ready();
+    expect_verdicts(&onced, &[("fresh", 10)]);
+    kafka.add_partitions(&topic, 2);
+    kafka.produce(&topic, numbered(0..10).map(|record| record.partition(1)));
+    expect_refusal_while_running(&mut onced, &[&topic, "has 2", "kafka.group"]);
+    assert_eq!(onced.stdout_lines().len(), 10, "nothing of the new partition was handled");
+}
+
+#[test]
+fn a_topic_replaced_under_a_running_daemon_is_refused() {
+    let name = "a_topic_replaced_under_a_running_daemon_is_refused";
+    let Some(kafka) = Kafka::shared_or_skip(name) else { return };
+    let (topic, group) = (kafka.topic("replaced").create(), unique("replaced"));
+    kafka.produce(&topic, numbered(0..10));
+    let mut onced = watchful(stdout_daemon(&group, &topic)).start();
+    onced.wait_ready();
+    expect_verdicts(&onced, &[("fresh", 10)]);
+    kafka.delete_topic(&topic);
+    kafka.create_topic(&topic, 1, &[]);
+    kafka.produce(&topic, numbered(0..30));
+    expect_refusal_while_running(&mut onced, &[&topic, "recreated"]);
+    assert_eq!(onced.stdout_lines().len(), 10, "nothing of the other topic was handled");
+}
+
+#[test]
+fn records_deleted_under_a_running_daemon_are_refused() {
+    let name = "records_deleted_under_a_running_daemon_are_refused";
+    let Some(kafka) = Kafka::shared_or_skip(name) else { return };
+    let (topic, group) = (kafka.topic("overtaken").create(), unique("overtaken"));
+    let (service, held) = held_service();
+    let same = |count: usize| (0..count).map(|_| keyed("same"));
+    kafka.produce(&topic, same(20_000));
+    let mut onced = http_daemon(&group, &topic, &service.url("/payments")).start();
+    onced.wait_ready();
+    service.wait_for(1, SOON);
+    // Reading stops ten thousand records beyond the one that is with the handler.
+    kafka.produce(&topic, same(20_000));
+    kafka.delete_records(&topic, 0, 35_000);
+    held.store(false, Ordering::SeqCst);
+    expect_refusal_while_running(&mut onced, &[&topic, "35000", "retention"]);
+}
+
+#[test]
+fn a_directory_that_is_damaged_is_refused_and_absorbed_once_it_is_removed() {
+    let name = "a_directory_that_is_damaged_is_refused_and_absorbed_once_it_is_removed";
+    let Some(kafka) = Kafka::shared_or_skip(name) else { return };
+    let (topic, group) = (kafka.topic("damaged").create(), unique("damaged"));
+    kafka.produce(&topic, numbered(0..100));
+    let mut onced = stdout_daemon(&group, &topic).prepare();
+    start_and_settle(&mut onced, &[("fresh", 100)]);
+    stop(&mut onced);
+    fs::write(onced.data_dir().join("db/CURRENT"), "MANIFEST-424242\n").expect("it is there");
+    expect_refusal(&mut onced, Some(4), &["log.dir"]);
+    remove_log(&onced);
+    start_and_settle(&mut onced, &[("absorbed", 100)]);
+    assert_eq!(onced.stdout_lines().len(), 100);
+}
+
 /// How many partitions each daemon owns.
 fn owned(daemons: &[&Daemon]) -> Vec<usize> {
     let of = |daemon: &&Daemon| {
@@ -451,7 +531,7 @@ fn instances_share_the_partitions_and_take_over_from_each_other() {
     let name = "instances_share_the_partitions_and_take_over_from_each_other";
     let Some(kafka) = Kafka::shared_or_skip(name) else { return };
     let (topic, group) = (kafka.topic("shared").partitions(4).create(), unique("shared"));
-    let service = HttpService::start(|_| Response::ok().after(Duration::from_millis(2)));
+    let service = HttpService::start(|_| Response::ok().after(Duration::from_millis(20)));
     let builder = || http_daemon(&group, &topic, &service.url("/payments"));
     let (mut left, mut right) = (builder().start(), builder().start());
     wait_until_eq("each owns two partitions", SOON, vec![2, 2], || owned(&[&left, &right]));
@@ -478,13 +558,18 @@ fn instances_share_the_partitions_and_take_over_from_each_other() {
     // One is killed in the middle: what it had called may be called again.
     let requests = service.requests().len();
     kafka.produce(&topic, placed(1_500..3_000));
-    service.wait_for(requests + 500, SOON);
+    service.wait_for(requests + 700, SOON);
     right.kill();
+    let killed = Instant::now();
     wait_until_eq("the other owns them all", SOON, vec![4], || owned(&[&left]));
     left.wait_ready();
     wait_caught_up(kafka, &left, &group, &topic);
-    // What was settled since the last commit, 200 ms before, comes on top of what was in work.
-    expect_handled(&service, 3_000, 500);
+    // What was settled since the last commit, 200 ms before, and what was in work.
+    let late = |request: &Request| {
+        request.at <= killed && killed - request.at < Duration::from_millis(600)
+    };
+    let late = service.requests().into_iter().filter(late).count();
+    expect_handled(&service, 3_000, late);
 }
 
 /// Numbered records, each in the same partition whenever it is sent.

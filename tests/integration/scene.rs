@@ -10,14 +10,15 @@ use crate::harness::{Daemon, DaemonBuilder, Kafka, Message, wait_until, wait_unt
 pub const SOON: Duration = Duration::from_secs(90);
 
 /// A dead member is noticed after three seconds, so that a restart after a kill is quick.
+const QUICK: &str = "\"session.timeout.ms\" = 3000\n\"heartbeat.interval.ms\" = 300";
+
 const HEAD: &str = r#"
 [kafka]
 brokers = "{brokers}"
 group = "{group}"
 commit_interval = "200ms"
 [kafka.properties]
-"session.timeout.ms" = 3000
-"heartbeat.interval.ms" = 300
+{properties}
 [log]
 dir = "{dir}"
 memory = "32MiB"
@@ -29,7 +30,12 @@ drain_timeout = "10s"
 
 /// A daemon of this group with these routes.
 pub fn daemon(group: &str, routes: &str) -> DaemonBuilder {
-    Daemon::with(&format!("{HEAD}{routes}")).fill("group", group)
+    daemon_with(QUICK, group, routes)
+}
+
+/// The same with properties of the client of its own.
+pub fn daemon_with(properties: &str, group: &str, routes: &str) -> DaemonBuilder {
+    Daemon::with(&format!("{HEAD}{routes}")).fill("properties", properties).fill("group", group)
 }
 
 /// A route by the name of `payments` that writes lines to standard output.
@@ -40,6 +46,11 @@ pub fn stdout_daemon(group: &str, topic: &str) -> DaemonBuilder {
 
 /// A route by the name of `payments` that calls a service, 16 records at once.
 pub fn http_daemon(group: &str, topic: &str, url: &str) -> DaemonBuilder {
+    http_daemon_with(QUICK, group, topic, url)
+}
+
+/// The same with properties of the client of its own.
+pub fn http_daemon_with(properties: &str, group: &str, topic: &str, url: &str) -> DaemonBuilder {
     let route = r#"
 [routes.payments]
 topics = ["{topic}"]
@@ -52,7 +63,7 @@ timeout = "60s"
 [routes.payments.policy]
 conflict = "suppress"
 "#;
-    daemon(group, route).fill("topic", topic).fill("url", url)
+    daemon_with(properties, group, route).fill("topic", topic).fill("url", url)
 }
 
 /// One more setting, by its full name.
