@@ -62,6 +62,10 @@ pub enum Refusal {
     )]
     Truncated { partition: Partition, position: Offset, end: Offset },
     #[error(
+        "{partition}: the group's offset is {committed}, but the topic ends at {end}: it was truncated or recreated, or a tool moved the offset too far; move it back to {end} with any tool, or use a new kafka.group and log.dir"
+    )]
+    Beyond { partition: Partition, committed: Offset, end: Offset },
+    #[error(
         "{partition}: records from offset {unread} on were not read, and the topic now begins at {first}: they are lost to retention; to accept that, move the group's offset to {first} with any tool"
     )]
     Gone { partition: Partition, unread: Offset, first: Offset },
@@ -123,6 +127,9 @@ pub fn plan(partition: &Partition, known: &Known) -> Result<Plan, Refusal> {
     let settled = known.committed.max(known.high_water);
     if let Some(position) = known.position.filter(|position| *position > known.end) {
         return Err(Refusal::Truncated { partition: partition.clone(), position, end: known.end });
+    }
+    if let Some(committed) = settled.filter(|settled| *settled > known.end) {
+        return Err(Refusal::Beyond { partition: partition.clone(), committed, end: known.end });
     }
     let start = start(known, settled, skip);
     let unread = settled.max(known.position);
@@ -272,6 +279,8 @@ mod tests {
         let plan = |known: &Known| plan(&Partition::new("t", 0), known);
         let truncated = Known { end: Offset(400), ..offsets(300, 500) };
         assert!(matches!(plan(&truncated), Err(Refusal::Truncated { .. })));
+        let beyond = Known { committed_by_us: false, ..offsets(1_001, 500) };
+        assert!(matches!(plan(&beyond), Err(Refusal::Beyond { .. })));
         let gone = Known { first: Offset(600), ..offsets(500, 500) };
         assert!(matches!(plan(&gone), Err(Refusal::Gone { unread: Offset(500), .. })));
         // What retention took from the window alone makes the window shorter, no more.
