@@ -1,10 +1,13 @@
 //! `[kafka.properties]`: what goes to librdkafka as it is, and what onced keeps to itself.
 //!
 //! Owns: [`Properties`], the properties that are refused and the reason for each.
-//! Never: knows all of librdkafka's names; it refuses unknown ones itself when a client is made.
+//! Never: knows librdkafka's names and values; the library is asked for each. Tells a value.
 
 use std::collections::BTreeMap;
 use std::fmt;
+
+use rdkafka::ClientConfig;
+use rdkafka::error::KafkaError;
 
 use super::section::Section;
 
@@ -82,8 +85,27 @@ pub(super) fn resolve(kafka: &mut Section<'_>, given: BTreeMap<String, String>) 
             kafka.problem(&key(name), format!("is owned by onced: {reason}"));
         }
     }
+    for (name, value) in properties.iter() {
+        let owned = OWNED.iter().any(|(owned, _)| *owned == name);
+        if let Some(reason) = refusal(name, value).filter(|_| !owned) {
+            kafka.problem(&key(name), format!("is refused by librdkafka: {reason}"));
+        }
+    }
     check_protocol(kafka, &properties);
     properties
+}
+
+/// Why librdkafka does not take a property. Its words may hold the value, which may be a password.
+fn refusal(name: &str, value: &str) -> Option<String> {
+    match ClientConfig::new().set(name, value).create_native_config() {
+        Ok(_) => None,
+        Err(KafkaError::ClientConfig(_, reason, _, _)) if !value.is_empty() => {
+            Some(reason.replace(value, "..."))
+        }
+        Err(KafkaError::ClientConfig(_, reason, _, _)) => Some(reason),
+        // A NUL in the name or in the value.
+        Err(_) => Some("it holds a NUL".to_owned()),
+    }
 }
 
 fn check_protocol(kafka: &mut Section<'_>, properties: &Properties) {
@@ -115,12 +137,17 @@ mod tests {
     fn strings_integers_and_booleans_become_text() {
         let file = File::new(
             "kafka.group = 'g'\nroutes.p = { topics = ['t'], handler.kind = 'stdout' }\n\
-             [kafka.properties]\n'a.b' = 'text'\n'c.d' = 6000\n'e.f' = true\n",
+             [kafka.properties]\n'client.id' = 'text'\n\
+             'session.timeout.ms' = 6000\n'check.crcs' = true\n",
         );
         let properties = file.load(&[], &[]).unwrap().kafka.properties;
-        let expected = [("a.b", "text"), ("c.d", "6000"), ("e.f", "true")];
+        let expected =
+            [("check.crcs", "true"), ("client.id", "text"), ("session.timeout.ms", "6000")];
         assert!(properties.iter().eq(expected), "{properties:?}");
-        assert_eq!(format!("{properties:?}"), r#"{"a.b", "c.d", "e.f"}"#);
+        assert_eq!(
+            format!("{properties:?}"),
+            r#"{"check.crcs", "client.id", "session.timeout.ms"}"#
+        );
     }
 
     #[test]
@@ -138,17 +165,33 @@ mod tests {
 
     #[test]
     fn timings_and_security_pass() {
-        for name in [
-            "session.timeout.ms",
-            "heartbeat.interval.ms",
-            "max.poll.interval.ms",
-            "transaction.timeout.ms",
-            "topic.metadata.refresh.interval.ms",
-            "security.protocol",
-            "partition.assignment.strategy",
+        for (name, value) in [
+            ("session.timeout.ms", "90000"),
+            ("heartbeat.interval.ms", "90000"),
+            ("max.poll.interval.ms", "90000"),
+            ("transaction.timeout.ms", "90000"),
+            ("topic.metadata.refresh.interval.ms", "90000"),
+            ("security.protocol", "sasl_ssl"),
+            ("sasl.password", "any"),
+            ("partition.assignment.strategy", "range"),
         ] {
-            let config = load_set(&[&format!("kafka.properties.{name}=90000")]).unwrap();
-            assert_eq!(config.kafka.properties.get(name), Some("90000"));
+            let config = load_set(&[&format!("kafka.properties.{name}={value}")]).unwrap();
+            assert_eq!(config.kafka.properties.get(name), Some(value));
+        }
+    }
+
+    #[test]
+    fn what_librdkafka_refuses_is_refused_without_its_value() {
+        for (name, value) in [
+            ("sasl.passwordd", "hush"),
+            ("security.protocol", "hush"),
+            ("socket.timeout.ms", "hush"),
+        ] {
+            let error = load_set(&[&format!("kafka.properties.{name}={value}")]).unwrap_err();
+            let text = error.to_string();
+            let begin = format!("kafka.{}: is refused by librdkafka: ", key(name));
+            assert!(text.starts_with(&begin) && text.contains("--set"), "{text}");
+            assert!(!text.contains("hush") && text.lines().count() == 1, "{text}");
         }
     }
 
