@@ -4,7 +4,6 @@
 //! through the harness of the integration tests: the broker, the records and the daemon are theirs.
 
 #![expect(clippy::print_stdout, reason = "the result is what it is run for")]
-#![allow(clippy::print_stdout, reason = "its result goes there")]
 #![allow(clippy::cast_sign_loss, reason = "counters and counts are not negative")]
 
 use std::collections::HashSet;

@@ -186,6 +186,62 @@ fn two_skips_are_remembered_through_a_rebuild() {
 }
 
 #[test]
+fn a_skip_survives_a_rewind_and_a_rebuild() {
+    let Some(kafka) = Kafka::shared_or_skip("a_skip_survives_a_rewind_and_a_rebuild") else {
+        return;
+    };
+    let (topic, group) = (kafka.topic("back").create(), unique("back"));
+    kafka.produce(&topic, numbered(0..10));
+    let mut onced = stdout_daemon(&group, &topic).prepare();
+    start_and_settle(&mut onced, &[("fresh", 10)]);
+    stop(&mut onced);
+    kafka.produce(&topic, numbered(10..20));
+    kafka.set_offsets(&group, &topic, &[15]);
+    start_and_settle(&mut onced, &[("fresh", 5)]);
+    stop(&mut onced);
+    // The tool takes the act out of the group's metadata, and the log remembers it.
+    kafka.set_offsets(&group, &topic, &[0]);
+    start_and_settle(&mut onced, &[("replayed", 20)]);
+    wait_caught_up(kafka, &onced, &group, &topic);
+    stop(&mut onced);
+    remove_log(&onced);
+    start_and_settle(&mut onced, &[("absorbed", 20)]);
+    kafka.produce(&topic, numbered(0..20));
+    expect_verdicts(&onced, &[("absorbed", 20), ("fresh", 5), ("duplicate", 15)]);
+}
+
+#[test]
+fn a_group_that_lost_its_offsets_goes_on_where_the_log_is() {
+    let name = "a_group_that_lost_its_offsets_goes_on_where_the_log_is";
+    let Some(kafka) = Kafka::shared_or_skip(name) else { return };
+    let (topic, group) = (kafka.topic("forgotten").create(), unique("forgotten"));
+    kafka.produce(&topic, numbered(0..10));
+    let mut onced = stdout_daemon(&group, &topic).prepare();
+    start_and_settle(&mut onced, &[("fresh", 10)]);
+    stop(&mut onced);
+    kafka.produce(&topic, numbered(5..20));
+    kafka.delete_group(&group);
+    start_and_settle(&mut onced, &[("fresh", 10), ("duplicate", 5)]);
+    wait_caught_up(kafka, &onced, &group, &topic);
+}
+
+#[test]
+fn an_offset_beyond_the_end_of_the_topic_is_refused() {
+    let name = "an_offset_beyond_the_end_of_the_topic_is_refused";
+    let Some(kafka) = Kafka::shared_or_skip(name) else { return };
+    let (topic, group) = (kafka.topic("beyond").create(), unique("beyond"));
+    kafka.produce(&topic, numbered(0..10));
+    let mut onced = stdout_daemon(&group, &topic).prepare();
+    start_and_settle(&mut onced, &[("fresh", 10)]);
+    stop(&mut onced);
+    kafka.set_offsets(&group, &topic, &[1_000]);
+    expect_refusal(&mut onced, TOPIC_CHANGED, &[&topic, "1000", "ends at 10"]);
+    kafka.set_offsets(&group, &topic, &[10]);
+    kafka.produce(&topic, numbered(5..15));
+    start_and_settle(&mut onced, &[("fresh", 5), ("duplicate", 5)]);
+}
+
+#[test]
 fn a_group_without_offsets_starts_where_it_is_told() {
     let name = "a_group_without_offsets_starts_where_it_is_told";
     let Some(kafka) = Kafka::shared_or_skip(name) else { return };

@@ -99,8 +99,8 @@ fn only_the_source_names_the_clients_consumer() {
             "consumer::Consumer",
             "rd_kafka_consumer_poll",
         ],
-        &["src/source"],
-        "what is read comes in one way",
+        &["src/source", "src/demo/cluster.rs"],
+        "what is read comes in one way; the demo plays the world outside",
     );
 }
 
@@ -114,8 +114,8 @@ fn only_commit_producer_names_the_clients_producer() {
             "ProducerContext",
             "rd_kafka_producev",
         ],
-        &["src/commit/producer.rs"],
-        "what is written goes out one way",
+        &["src/commit/producer.rs", "src/demo/cluster.rs"],
+        "what is written goes out one way; the demo plays the world outside",
     );
 }
 
@@ -160,12 +160,8 @@ fn nothing_is_left_to_do_and_nothing_is_unwrapped() {
 #[test]
 fn no_file_is_longer_than_600_lines() {
     // Its tests count too: a file that is read from top to bottom. A ratchet: never longer.
-    const LONGER: [(&str, usize); 4] = [
-        ("src/identity.rs", 720),
-        ("src/pipeline/poller.rs", 760),
-        ("src/handler/http.rs", 690),
-        ("src/metrics.rs", 660),
-    ];
+    const LONGER: [(&str, usize); 3] =
+        [("src/identity.rs", 720), ("src/handler/http.rs", 690), ("src/metrics.rs", 660)];
     let mut wrong = Vec::new();
     for source in sources() {
         let lines = source.text.lines().count();

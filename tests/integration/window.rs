@@ -177,6 +177,35 @@ fn records_without_a_sensible_time_do_not_move_the_clock() {
 }
 
 #[test]
+fn a_longer_window_protects_what_has_left_the_shorter_one() {
+    let name = "a_longer_window_protects_what_has_left_the_shorter_one";
+    let Some(kafka) = Kafka::shared_or_skip(name) else { return };
+    let (topic, group) = (topic(kafka, "longer"), unique("longer"));
+    let mut onced = stdout_daemon(&group, &topic).prepare();
+    let path = onced.config_path();
+    let config = std::fs::read_to_string(&path).expect("the configuration is there");
+    let set_window = |ttl| {
+        let window = format!("window = {{ ttl = \"{ttl}\", lateness = \"0s\" }}\n");
+        std::fs::write(&path, format!("{config}{window}")).expect("it can be written");
+    };
+    set_window("10s");
+    onced.start();
+    onced.wait_ready();
+    kafka.produce(&topic, [at(0, "k"), at(5_000, "l"), at(20_000, "m")]);
+    expect_verdicts(&onced, &[("fresh", 3)]);
+    wait_caught_up(kafka, &onced, &group, &topic);
+    assert_eq!(onced.terminate().code(), Some(0));
+
+    set_window("30s");
+    onced.start();
+    onced.wait_ready();
+    kafka.produce(&topic, [at(29_999, "k"), at(30_000, "k"), at(30_000, "l")]);
+    wait_caught_up(kafka, &onced, &group, &topic);
+    let times = [("k", 0), ("l", 5_000), ("m", 20_000), ("k", 30_000)];
+    assert_eq!(handled(&onced), expected(&times));
+}
+
+#[test]
 fn what_has_expired_gives_its_space_back() {
     const RECORDS: i64 = 60_000;
     let Some(kafka) = Kafka::shared_or_skip("what_has_expired_gives_its_space_back") else {
