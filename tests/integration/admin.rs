@@ -288,41 +288,41 @@ fn verdicts_add_up_to_the_records_and_outcomes_to_the_calls() {
     let daemon =
         daemon(&group, &input, route).fill("dead", &dead).fill("url", &service.url("/")).start();
     let good = payments(2_000, 0.3, 5);
-    let distinct = good.distinct();
+    let distinct = good.distinct() as i64;
     let mut messages: Vec<_> = good.collect();
     messages.extend((0..7).map(|_| Message::new("no key")));
     messages.extend((0..5).map(|n| Message::new("bad").idempotency_key(&format!("bad {n}"))));
     messages.extend((0..3).map(|n| Message::new(n.to_string()).idempotency_key("one")));
-    let count = messages.len();
+    let count = messages.len() as i64;
     kafka.produce(&input, messages);
-    wait_committed(kafka, &group, &input, count as i64);
+    wait_committed(kafka, &group, &input, count);
 
     let metrics = daemon.metrics();
     let verdicts = metrics.by_label("onced_records_total", "verdict");
-    let of = |verdict: &str| verdicts[verdict] as u64;
-    assert_eq!(verdicts.values().sum::<f64>() as usize, count, "{verdicts:?}");
+    let of = |verdict: &str| verdicts[verdict] as i64;
+    assert_eq!(verdicts.values().sum::<f64>() as i64, count, "{verdicts:?}");
     // The bad ones were fresh too, and one of those with the same key.
     assert_eq!(of("fresh"), distinct + 5 + 1, "{verdicts:?}");
     assert_eq!((of("duplicate"), of("unidentified")), (2_000 - distinct, 7), "{verdicts:?}");
     assert_eq!((of("conflict"), of("absorbed")), (2, 0), "{verdicts:?}");
-    let calls = service.requests().len();
-    assert_eq!(metrics.value("onced_outcomes_total", &[]) as usize, calls);
-    assert_eq!(metrics.value("onced_handler_seconds_count", &[]) as usize, calls);
+    let calls = service.requests().len() as i64;
+    assert_eq!(metrics.value("onced_outcomes_total", &[]) as i64, calls);
+    assert_eq!(metrics.value("onced_handler_seconds_count", &[]) as i64, calls);
     let letters = metrics.by_label("onced_dead_letters_total", "reason");
-    assert_eq!((letters["rejected"] as u64, letters["conflict"] as u64), (5, 2), "{letters:?}");
+    assert_eq!((letters["rejected"] as i64, letters["conflict"] as i64), (5, 2), "{letters:?}");
     assert_eq!(
-        metrics.value("onced_dead_letters_total", &[]) as usize,
-        kafka.read_all(&dead).len()
+        metrics.value("onced_dead_letters_total", &[]) as i64,
+        kafka.read_all(&dead).len() as i64
     );
     assert_eq!(metrics.value("onced_in_flight", &[]) as i64, 0);
     assert_eq!(
-        metrics.value("onced_duplicate_distance_seconds_count", &[]) as u64,
+        metrics.value("onced_duplicate_distance_seconds_count", &[]) as i64,
         of("duplicate")
     );
-    assert_eq!(metrics.value("onced_position", &[]) as usize, count);
+    assert_eq!(metrics.value("onced_position", &[]) as i64, count);
     // What the broker acknowledged is shown within the next look.
     wait_until_eq("the committed offset that is shown", SOON, count, || {
-        daemon.metrics().value("onced_committed_offset", &[]) as usize
+        daemon.metrics().value("onced_committed_offset", &[]) as i64
     });
 }
 

@@ -168,7 +168,8 @@ fn a_wrong_configuration_ends_with_3_and_lists_all_problems() {
 #[test]
 fn a_property_that_the_client_refuses_ends_with_3_and_its_value_stays_secret() {
     let checked = check_on("127.0.0.1:1", &["kafka.properties.sasl.pasword=hunter2"]);
-    checked.ends_with(3).says("failed", &["kafka.properties", "sasl.pasword"]);
+    checked.ends_with(3);
+    assert!(checked.stderr.contains("sasl.pasword"), "{}", checked.stderr);
     assert!(!format!("{}{}", checked.stdout, checked.stderr).contains("hunter2"));
 }
 

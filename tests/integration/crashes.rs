@@ -219,6 +219,27 @@ fn a_broker_that_dies_and_comes_back_costs_nothing() {
 }
 
 #[test]
+fn a_stop_takes_the_member_out_of_the_group() {
+    let Some(kafka) = Kafka::shared_or_skip("a_stop_takes_the_member_out_of_the_group") else {
+        return;
+    };
+    // One partition, so that the second member has nothing to give back. A session lasts 45
+    // seconds: long enough for a member that stayed to be seen.
+    let (topic, group) = (kafka.topic("leave").create(), unique("leave"));
+    let service = HttpService::start(|_| Response::ok());
+    let builder = || http_daemon_with("", &group, &topic, &service.url("/payments"));
+    let (mut left, mut right) = (builder().start(), builder().start());
+    left.wait_ready();
+    right.wait_ready();
+    wait_until_eq("both are members", SOON, 2, || kafka.members(&group));
+    assert_eq!(owned(&left) + owned(&right), 1);
+    for (daemon, members) in [(&mut left, 1), (&mut right, 0)] {
+        assert_eq!(daemon.terminate().code(), Some(0), "{}", daemon.stderr());
+        assert_eq!(kafka.members(&group), members);
+    }
+}
+
+#[test]
 fn kills_while_it_absorbs_change_nothing() {
     let Some(kafka) = Kafka::shared_or_skip("kills_while_it_absorbs_change_nothing") else {
         return;

@@ -7,7 +7,8 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 use crate::harness::{
-    Daemon, DaemonBuilder, HttpService, Kafka, Message, Request, Response, unique, wait_until_eq,
+    Daemon, DaemonBuilder, HttpService, Kafka, Message, Request, Response, unique, wait_until,
+    wait_until_eq,
 };
 
 const SOON: Duration = Duration::from_secs(60);
@@ -236,7 +237,7 @@ fn a_service_that_is_away_costs_no_record() {
     service.go_away();
     let messages = (0..20).map(|n| Message::new(n.to_string()).idempotency_key(&n.to_string()));
     scene.kafka.produce(&scene.input, messages);
-    crate::harness::wait_until("calls fail", SOON, || {
+    wait_until("calls fail", SOON, || {
         daemon.metrics().value("onced_outcomes_total", &[("outcome", "retry")]) > 40.0
     });
     service.come_back();
@@ -432,4 +433,122 @@ fn the_client_key_is_given_as_it_came_or_not_at_all() {
     assert_eq!(said, ["spaces", "two lines"], "a key that cannot be sent unchanged is not sent");
     let error = letters[0].header("onced-dead-letter-error").unwrap_or_default();
     assert!(error.contains("idempotency_key = \"identity\""), "it says what helps: {error}");
+}
+
+#[test]
+fn a_stop_does_not_wait_for_retries() {
+    let Some(scene) = Scene::new("a_stop_does_not_wait_for_retries") else { return };
+    let mended = Arc::new(AtomicUsize::new(0));
+    let is_mended = Arc::clone(&mended);
+    let service = HttpService::start(move |_| match is_mended.load(Ordering::SeqCst) {
+        0 => Response::status(503).retry_after(300),
+        _ => Response::ok(),
+    });
+    let mut daemon = scene.daemon(&service, "").start();
+    let messages = (0..3).map(|n| Message::new("x").key("k").idempotency_key(&n.to_string()));
+    scene.kafka.produce(&scene.input, messages);
+    service.wait_for(1, SOON);
+    wait_until("the answer is counted", SOON, || {
+        daemon.metrics().value("onced_outcomes_total", &[("outcome", "retry")]) > 0.5
+    });
+    let begun = std::time::Instant::now();
+    assert!(daemon.terminate().success());
+    assert!(begun.elapsed() < Duration::from_secs(9), "less than its drain_timeout of 10 s");
+    mended.store(1, Ordering::SeqCst);
+    daemon.start();
+    scene.wait_committed(0, 3);
+    let attempts: Vec<_> = service.requests().iter().map(attempt).collect();
+    assert_eq!(attempts, [1, 1, 1, 1], "attempts are counted by each process");
+}
+
+#[test]
+fn reading_stops_ten_thousand_records_beyond_one_that_is_not_settled() {
+    let test = "reading_stops_ten_thousand_records_beyond_one_that_is_not_settled";
+    let Some(scene) = Scene::new(test) else { return };
+    const COUNT: usize = 13_000;
+    let (others, open) = (Arc::new(AtomicUsize::new(0)), Arc::new(AtomicUsize::new(0)));
+    let (seen, gate) = (Arc::clone(&others), Arc::clone(&open));
+    let service = HttpService::start(move |request| {
+        if request.body_text() == "0" {
+            return Response::status(if gate.load(Ordering::SeqCst) == 0 { 503 } else { 200 });
+        }
+        seen.fetch_add(1, Ordering::SeqCst);
+        Response::ok()
+    });
+    let daemon = scene.daemon(&service, PATIENT).start();
+    let messages = (0..COUNT).map(|n| Message::new(n.to_string()).idempotency_key(&n.to_string()));
+    scene.kafka.produce(&scene.input, messages);
+    // 9,999 beyond it are read for sure; the rest would follow at once.
+    wait_until("as much is handled as may be", SOON, || {
+        let others = others.load(Ordering::SeqCst);
+        if others >= 9_999 { Ok(()) } else { Err(others) }
+    });
+    wait_until("only that one is with the handler", SOON, || {
+        daemon.status()["routes"][0]["in_flight"].as_i64().is_some_and(|calls| calls <= 1)
+    });
+    let retries = |least: usize| {
+        let calls = service.requests();
+        calls.iter().filter(|call| call.body_text() == "0").count() > least
+    };
+    let now = service.requests().iter().filter(|call| call.body_text() == "0").count();
+    wait_until("it goes on trying", SOON, || retries(now + 10));
+    let beyond = others.load(Ordering::SeqCst);
+    assert!(beyond <= 10_000, "{beyond} were handled beyond one that is not settled");
+    assert!(scene.kafka.committed_offset(&scene.group, &scene.input, 0).unwrap_or(0) == 0);
+    open.store(1, Ordering::SeqCst);
+    scene.wait_committed(0, COUNT as i64);
+    assert_eq!(others.load(Ordering::SeqCst), COUNT - 1, "each once");
+}
+
+#[test]
+fn a_password_in_the_url_is_sent_and_never_told() {
+    let Some(scene) = Scene::new("a_password_in_the_url_is_sent_and_never_told") else { return };
+    let service = HttpService::start(|request| match request.body_text().as_str() {
+        "bad" => Response::status(400),
+        "broken" => Response::hang_up(),
+        _ => Response::ok(),
+    });
+    let url = service.url("/pay?by=onced");
+    let with_password = url.replace("http://", "http://onced:hush-hush-9@");
+    let more = "[routes.r.retry]\nattempts = 2\nbackoff.first = \"10ms\"\n";
+    let config = [CONFIG, more].concat().replace("{url}", &with_password);
+    let mut daemon = Daemon::with(&config)
+        .fill("group", &scene.group)
+        .fill("input", &scene.input)
+        .fill("dead", &scene.dead)
+        .env("ONCED_LOG", "debug")
+        .start();
+    let texts = ["good", "bad", "broken"];
+    scene.kafka.produce(&scene.input, texts.map(|text| Message::new(text).idempotency_key(text)));
+    scene.wait_committed(0, 3);
+    // "onced:hush-hush-9" in Base64.
+    let sent = service.header_values("Authorization");
+    assert!(
+        sent.len() == 4 && sent.iter().all(|sent| sent == "Basic b25jZWQ6aHVzaC1odXNoLTk="),
+        "{sent:?}"
+    );
+    let status = daemon.status().to_string();
+    assert!(daemon.terminate().success());
+    let letters = format!(
+        "{:?}",
+        scene
+            .kafka
+            .read_all(&scene.dead)
+            .iter()
+            .map(|letter| {
+                letter
+                    .headers
+                    .iter()
+                    .map(|(_, value)| {
+                        String::from_utf8_lossy(value.as_deref().unwrap_or_default()).into_owned()
+                    })
+                    .collect::<Vec<_>>()
+            })
+            .collect::<Vec<_>>()
+    );
+    assert!(letters.contains("exhausted") && letters.contains("rejected"), "{letters}");
+    for text in [daemon.stderr(), status, letters] {
+        assert!(!text.contains("hush-hush"), "the password is told: {text}");
+        assert!(!text.contains("b25jZWQ6aHVzaC1odXNo"), "the password is told: {text}");
+    }
 }

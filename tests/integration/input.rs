@@ -65,8 +65,8 @@ fn in_base64(bytes: &[u8]) -> Value {
     json!({ "base64": STANDARD.encode(bytes) })
 }
 
-fn records(daemon: &Daemon, verdict: &str) -> u64 {
-    daemon.metrics().value("onced_records_total", &[("verdict", verdict)]) as u64
+fn records(daemon: &Daemon, verdict: &str) -> i64 {
+    daemon.metrics().value("onced_records_total", &[("verdict", verdict)]) as i64
 }
 
 #[test]
@@ -116,7 +116,7 @@ fn hostile_records_come_out_as_they_went_in() {
     assert_eq!(lines.len(), 2 * count - 2, "two are duplicates");
     assert_eq!(
         (records(&daemon, "fresh"), records(&daemon, "duplicate")),
-        (2 * count as u64 - 2, 2)
+        (2 * count as i64 - 2, 2)
     );
     let good = lines.iter().filter(|line| line["payload"] == "good").count();
     assert_eq!(good, count);
@@ -200,13 +200,14 @@ fn what_is_not_json_has_no_key_and_is_handled_all_the_same() {
     let good = Message::new("{ \"a\" : [ {\"id\" : 17} ] }");
     kafka.produce(&input, [good.clone(), good]);
 
-    let all = 2 * (count as i64 + 2) + 2;
+    let count = 2 * (count + 2) + 2;
+    let all = count as i64;
     wait_committed(kafka, &group, &input, all);
     let said = daemon.metrics().by_label("onced_records_total", "verdict");
     assert_eq!(said["fresh"] as i64, 1, "{said:?}");
     assert_eq!(said["duplicate"] as i64, 1, "{said:?}");
     assert_eq!(said["unidentified"] as i64, all - 2, "{said:?}");
-    let lines = wait_lines(&daemon, all as usize - 1);
+    let lines = wait_lines(&daemon, count - 1);
     assert!(lines[0]["identity"].is_null(), "{}", lines[0]);
     assert!(lines.last().is_some_and(|line| line["identity"].is_string()));
 }
@@ -437,6 +438,7 @@ fn check_refused(change: impl FnOnce(&str) -> String, words: &[&str]) {
         assert!(stderr.contains(word), "{word} in: {stderr}");
     }
     assert!(output.stdout.is_empty(), "standard output is for records");
+    assert!(!stderr.contains("hush-hush"), "a password is told: {stderr}");
     assert!(!daemon.data_dir().exists(), "nothing is opened before all is checked");
 }
 
@@ -477,7 +479,7 @@ fn a_configuration_that_cannot_be_meant_is_refused_with_the_way_out() {
         |config| {
             config.replace("[kafka.properties]", "[kafka.properties]\n\"no.such.property\" = 1")
         },
-        &["no.such.property"],
+        &["kafka.properties.\"no.such.property\"", "onced.toml:"],
     );
     check_refused(
         |config| config.replace("kind = \"stdout\"", "kind = \"stdoutt\""),
@@ -489,4 +491,34 @@ fn a_configuration_that_cannot_be_meant_is_refused_with_the_way_out() {
         with("mode = \"sometimes\"\n[routes.r.window]\nttl = \"0s\"\n"),
         &["routes.r.mode", "routes.r.window.ttl"],
     );
+}
+
+#[test]
+fn a_password_in_the_wrong_place_is_not_told() {
+    if Kafka::shared_or_skip("a_password_in_the_wrong_place_is_not_told").is_none() {
+        return;
+    }
+    let property = |line: &str| {
+        let lines = format!("[kafka.properties]\n{line}");
+        move |config: &str| config.replace("[kafka.properties]", &lines)
+    };
+    check_refused(property("\"sasl.passwordd\" = \"hush-hush\""), &["sasl.passwordd"]);
+    check_refused(property("\"sasl.password\" = [\"hush-hush\"]"), &["sasl.password"]);
+    check_refused(property("\"sasl.password\" = \"hush-hush"), &["onced.toml:"]);
+    check_refused(property("\"bootstrap.servers\" = \"hush-hush\""), &["bootstrap.servers"]);
+    check_refused(
+        |config| config.replace("[kafka]", "[kafka]\nsasl_password = \"hush-hush\""),
+        &["kafka.sasl_password"],
+    );
+    check_refused(
+        |config| config.replace("[kafka]", "password = \"hush-hush\"\n[kafka]"),
+        &["password"],
+    );
+    let http = |url: &str| {
+        let handler = format!("kind = \"http\", url = \"{url}\"");
+        move |config: &str| config.replace("kind = \"stdout\"", &handler)
+    };
+    check_refused(http("htp://user:hush-hush@host/"), &["routes.r.handler.url"]);
+    check_refused(http("user:hush-hush@host"), &["routes.r.handler.url"]);
+    check_refused(http("http://user:hush-hush@ho st/"), &["routes.r.handler.url"]);
 }

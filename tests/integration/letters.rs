@@ -109,16 +109,16 @@ fn sources(service: &HttpService) -> Vec<String> {
     service.header_values("onced-source")
 }
 
-fn count(daemon: &Daemon, name: &str, labels: &[(&str, &str)]) -> u64 {
-    daemon.metrics().value(name, labels) as u64
+fn count(daemon: &Daemon, name: &str, labels: &[(&str, &str)]) -> i64 {
+    daemon.metrics().value(name, labels) as i64
 }
 
-fn records(daemon: &Daemon, verdict: &str) -> u64 {
+fn records(daemon: &Daemon, verdict: &str) -> i64 {
     count(daemon, "onced_records_total", &[("verdict", verdict)])
 }
 
 #[track_caller]
-fn wait_records(daemon: &Daemon, verdict: &str, expected: u64) {
+fn wait_records(daemon: &Daemon, verdict: &str, expected: i64) {
     wait_until_eq(&format!("records counted as {verdict}"), SOON, expected, || {
         records(daemon, verdict)
     });
@@ -609,4 +609,93 @@ fn a_letter_is_sent_again_until_its_topic_is_back() {
     assert_eq!(service.requests().len(), 3, "no handler was called again");
     assert_eq!(records(&daemon, "fresh"), 3);
     assert_eq!(count(&daemon, "onced_dead_letters_total", &[]), 2);
+}
+
+#[test]
+fn a_stop_while_a_letter_cannot_be_sent_loses_nothing() {
+    let Some(scene) = Scene::new("a_stop_while_a_letter_cannot_be_sent_loses_nothing") else {
+        return;
+    };
+    let (service, _) = service_that_rejects_bad();
+    let route = "[runtime]\ndrain_timeout = \"2s\"\n";
+    let config = CONFIG.replace("[runtime]\nworkers = 1\ndrain_timeout = \"10s\"\n", "");
+    let mut daemon = Daemon::with(&[&config, DEAD_LETTER, route].concat())
+        .fill("group", &scene.group)
+        .fill("input", &scene.input)
+        .fill("dead", &scene.dead)
+        .fill("url", &service.url("/"))
+        .start();
+    daemon.wait_ready();
+    scene.kafka.delete_topic(&scene.dead);
+    let messages = ["good", "bad", "good too"].map(|text| Message::new(text).idempotency_key(text));
+    scene.kafka.produce(&scene.input, messages);
+    service.wait_for(3, SOON);
+    scene.wait_committed(1);
+    assert!(daemon.terminate().success(), "it does not wait for ever");
+    assert_eq!(scene.kafka.committed_offset(&scene.group, &scene.input, 0), Some(1));
+
+    scene.kafka.create_topic(&scene.dead, 1, &[]);
+    daemon.start();
+    scene.wait_committed(3);
+    let letters = scene.kafka.read_all(&scene.dead);
+    assert_eq!(letters.len(), 1, "{letters:?}");
+    assert_eq!(header(&letters[0], "source"), scene.source(1));
+    let handled = sources(&service);
+    assert_eq!(handled.iter().filter(|source| **source == scene.source(2)).count(), 1);
+    assert_eq!(handled.len(), 4, "only the rejected one was asked for again");
+}
+
+#[test]
+fn a_kill_in_the_middle_of_letters_writes_none_twice_and_loses_none() {
+    let test = "a_kill_in_the_middle_of_letters_writes_none_twice_and_loses_none";
+    let Some(scene) = Scene::new(test) else { return };
+    const COUNT: usize = 2_000;
+    let service = HttpService::start(|_| Response::status(422));
+    let mut daemon = scene.daemon(&service, "").start();
+    let messages = (0..COUNT).map(|n| Message::new("bad").idempotency_key(&n.to_string()));
+    scene.kafka.produce(&scene.input, messages);
+    for part in [COUNT / 4, COUNT / 2] {
+        wait_until("some letters are written", SOON, || {
+            scene.kafka.end_offset(&scene.dead, 0) > part as i64
+        });
+        daemon.kill();
+        daemon.start();
+    }
+    scene.wait_committed(COUNT as i64);
+    let letters = scene.kafka.read_all(&scene.dead);
+    let mut settled: Vec<_> = letters.iter().map(|letter| header(letter, "source")).collect();
+    settled.sort();
+    settled.dedup();
+    assert_eq!(settled.len(), COUNT, "each record has a letter");
+    assert_eq!(letters.len(), COUNT, "and no record has two");
+    let calls = service.requests().len();
+    assert!(calls <= COUNT + 2 * 64, "a kill repeats at most what was with the handler: {calls}");
+}
+
+#[test]
+fn a_paused_route_does_not_hold_up_another() {
+    let Some(scene) = Scene::new("a_paused_route_does_not_hold_up_another") else { return };
+    let (service, accept) = service_that_rejects_bad();
+    let other = scene.kafka.topic("other").create();
+    let route = "[routes.s]\ntopics = [\"{other}\"]\nhandler = { kind = \"stdout\" }\n";
+    let mut daemon = scene.daemon_without_dead_topic(&service, route).fill("other", &other).start();
+    scene.kafka.produce(&scene.input, [Message::new("bad").idempotency_key("bad")]);
+    wait_until("it is paused", SOON, || {
+        daemon.get("/readyz").is_ok_and(|reply| reply.body.contains("route r is paused"))
+    });
+    let many = (0..500).map(|n| Message::new("x").idempotency_key(&n.to_string()));
+    scene.kafka.produce(&other, many);
+    wait_until_eq("the other route's offset", SOON, Some(500), || {
+        scene.kafka.committed_offset(&scene.group, &other, 0)
+    });
+    assert_eq!(daemon.stdout_lines().len(), 500);
+    let status = daemon.status();
+    assert!(status["routes"][1]["paused_because"].is_null(), "{status}");
+    accept.store(true, Ordering::SeqCst);
+    // A kill is no worse than a stop.
+    daemon.kill();
+    daemon.start();
+    scene.wait_committed(1);
+    daemon.wait_ready();
+    assert_eq!(daemon.stdout_lines().len(), 500, "nothing is handled again");
 }
