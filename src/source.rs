@@ -13,7 +13,7 @@ pub mod letters;
 pub mod lookup;
 mod poll;
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use rdkafka::consumer::{BaseConsumer, CommitMode, Consumer as _, RebalanceProtocol};
 use rdkafka::error::{KafkaError, RDKafkaErrorCode};
@@ -63,6 +63,7 @@ pub struct Source {
     // Before the consumer: it uses the consumer's queue.
     poller: Poller,
     consumer: BaseConsumer<Reporting>,
+    unsubscribes: bool,
 }
 
 impl Source {
@@ -75,7 +76,7 @@ impl Source {
             client::group_member(kafka).create_with_context(Reporting)?;
         consumer.subscribe(topics)?;
         let poller = Poller::new(&consumer);
-        Ok(Self { poller, consumer })
+        Ok(Self { poller, consumer, unsubscribes: client::leaves_by_unsubscribing(kafka) })
     }
 
     /// The next event, waiting for it at most this long. Keeps the membership alive: call it at
@@ -167,8 +168,11 @@ impl Source {
     /// Leaves the group, once everything was given back. False: it took longer than this; the
     /// broker notices by itself.
     #[must_use]
-    pub fn leave(self, patience: Duration) -> bool {
-        let Self { poller, consumer } = self;
+    pub fn leave(mut self, patience: Duration) -> bool {
+        if self.unsubscribes {
+            self.unsubscribe(Instant::now() + patience / 2);
+        }
+        let Self { poller, consumer, .. } = self;
         drop(poller);
         // Closing waits for the coordinator, which may be gone.
         let (left, waits) = std::sync::mpsc::channel();
@@ -179,6 +183,30 @@ impl Source {
         };
         let thread = std::thread::Builder::new().name("leave".to_owned()).spawn(leave);
         thread.is_ok() && waits.recv_timeout(patience).is_ok()
+    }
+
+    /// A client that is closed leaves the group only with partitions to give back: without, the
+    /// member would stay until its session times out, and hold up every rebalance. One that
+    /// unsubscribes always leaves; in the middle of a rebalance, after it.
+    fn unsubscribe(&mut self, deadline: Instant) {
+        self.consumer.unsubscribe();
+        while self.poller.is_member() && Instant::now() < deadline {
+            let answer = match self.poll(Duration::from_millis(20)) {
+                Some(Event::Assigned(partitions)) => {
+                    let unread: Vec<_> = partitions.into_iter().map(|p| (p, Offset(0))).collect();
+                    self.assign(&unread)
+                }
+                // The client asks for what was given back outside of a rebalance once more, and
+                // then takes only nothing for an answer.
+                Some(Event::Revoked { partitions, .. }) => {
+                    self.unassign(&partitions).or_else(|_| self.unassign(&[]))
+                }
+                _ => Ok(()),
+            };
+            if let Err(error) = answer {
+                tracing::debug!(%error, "A rebalance was not answered while leaving.");
+            }
+        }
     }
 
     fn eager(&self) -> bool {

@@ -51,6 +51,14 @@ pub fn reader(kafka: &Kafka) -> ClientConfig {
     config
 }
 
+/// Members of a fixed name stay in the group on purpose, and under the newer protocol closing the
+/// client is enough.
+pub(super) fn leaves_by_unsubscribing(kafka: &Kafka) -> bool {
+    kafka.properties.iter().all(|(name, value)| {
+        name != "group.instance.id" && (name != "group.protocol" || value == "classic")
+    })
+}
+
 /// The handle that joins the group.
 pub(super) fn group_member(kafka: &Kafka) -> ClientConfig {
     let mut config = reader(kafka);

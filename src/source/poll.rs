@@ -82,6 +82,17 @@ impl Poller {
         Err(KafkaError::ConsumerCommit(code.into()))
     }
 
+    /// Whether the group knows this client, as far as the client knows.
+    pub(super) fn is_member(&self) -> bool {
+        // SAFETY: the handle is alive; the text is ours, and freed by whom it comes from.
+        unsafe {
+            let id = native::rd_kafka_memberid(self.handle.as_ptr());
+            let member = !id.is_null() && *id != 0;
+            native::rd_kafka_mem_free(self.handle.as_ptr(), id.cast());
+            member
+        }
+    }
+
     pub(super) fn high_watermark(&self, partition: &Partition) -> Option<Offset> {
         let topic = CString::new(&*partition.topic).ok()?;
         let (mut low, mut high) = (-1, -1);
