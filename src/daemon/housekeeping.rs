@@ -141,10 +141,9 @@ impl Housekeeping {
         let now = clock::now();
         let owned = self.parts.board.partitions();
         let may_drop = self.started.elapsed() >= GRACE;
-        for (shard, mut owner) in self.parts.store.shards() {
+        for (shard, owner) in self.parts.store.shards() {
             if owned.iter().any(|at| at.topic == owner.topic && at.partition == owner.partition) {
-                owner.owned_at_ms = now.0;
-                self.parts.store.update_owner(shard, owner)?;
+                self.parts.store.change_owner(shard, |owner| owner.owned_at_ms = now.0)?;
             } else if may_drop && self.parts.store.drop_shard_if(shard, |owner| away(owner, now))? {
                 tracing::info!(partition = %owner.partition(), "The log of a partition that was away for a whole window was dropped.");
             }
@@ -156,4 +155,29 @@ impl Housekeeping {
 fn away(owner: &Owner, now: Timestamp) -> bool {
     let window = millis(owner.ttl).saturating_add(millis(owner.lateness));
     now.0.saturating_sub(owner.owned_at_ms) > window
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::dedup::acts::Acts;
+
+    #[test]
+    fn a_partition_is_away_for_a_window_only_after_ttl_and_lateness() {
+        let owner = Owner {
+            topic: "t".to_owned(),
+            topic_id: String::new(),
+            partition: 0,
+            partition_count: 1,
+            definition: 0,
+            ttl: Duration::from_millis(100),
+            lateness: Duration::from_millis(10),
+            acts: Acts::default(),
+            owned_at_ms: 1_000,
+        };
+        assert!(!away(&owner, Timestamp(1_110)));
+        assert!(away(&owner, Timestamp(1_111)));
+        // A clock that went back drops nothing.
+        assert!(!away(&owner, Timestamp(0)));
+    }
 }

@@ -241,20 +241,24 @@ impl Store {
         Ok(shard)
     }
 
-    /// Writes a changed table row. False: the shard was dropped in the meantime.
+    /// Changes a table row and writes it; nobody else changes it in between. Returns the row;
+    /// `None`: the shard was dropped in the meantime.
     ///
     /// # Errors
-    /// As [`Store::write`].
-    pub fn update_owner(&self, shard: Shard, owner: Owner) -> Result<bool, LogError> {
+    /// As [`Store::write`]; then the row stays as it was.
+    pub fn change_owner(
+        &self,
+        shard: Shard,
+        change: impl FnOnce(&mut Owner),
+    ) -> Result<Option<Owner>, LogError> {
         let mut table = self.table.lock().unwrap_or_else(PoisonError::into_inner);
-        if !table.rows.contains_key(&shard) {
-            return Ok(false);
-        }
+        let Some(mut owner) = table.rows.get(&shard).cloned() else { return Ok(None) };
+        change(&mut owner);
         let mut batch = Batch::default();
         batch.batch.put(table_key(shard), row_bytes(&owner));
         self.write_batch(&mut batch, false)?;
-        table.rows.insert(shard, owner);
-        Ok(true)
+        table.rows.insert(shard, owner.clone());
+        Ok(Some(owner))
     }
 
     /// Forgets a shard: its row, its position and its entries, in one batch.

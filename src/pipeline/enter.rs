@@ -202,7 +202,7 @@ fn keep_usable(
     partition_count: i32,
     shard: Option<(Shard, Owner, State)>,
 ) -> Result<Option<(Shard, Owner, State)>, Failure> {
-    let Some((shard, mut owner, state)) = shard else { return Ok(None) };
+    let Some((shard, owner, state)) = shard else { return Ok(None) };
     let was = Metadata {
         definition: owner.definition,
         topic_id: owner.topic_id.clone(),
@@ -217,12 +217,13 @@ fn keep_usable(
         shared.store.drop_shard(shard)?;
         return Ok(None);
     }
-    owner.ttl = window.ttl;
-    owner.lateness = window.lateness;
-    owner.definition = route.definition;
-    owner.owned_at_ms = clock::now().0;
-    let kept = shared.store.update_owner(shard, owner.clone())?;
-    Ok(kept.then_some((shard, owner, state)))
+    let kept = shared.store.change_owner(shard, |owner| {
+        owner.ttl = window.ttl;
+        owner.lateness = window.lateness;
+        owner.definition = route.definition;
+        owner.owned_at_ms = clock::now().0;
+    })?;
+    Ok(kept.map(|owner| (shard, owner, state)))
 }
 
 fn check_metadata(
@@ -296,9 +297,9 @@ fn begin(
     let metadata = metadata(shared, &sight, &known, &plan);
     let acts = metadata.acts.clone();
     let (shard, state) = match sight.shard {
-        Some((shard, owner, state)) => {
+        Some((shard, _, state)) => {
             // Before the skip is committed: it must not be lost in between.
-            shared.store.update_owner(shard, Owner { acts, ..owner })?;
+            shared.store.change_owner(shard, |owner| owner.acts = acts)?;
             (shard, state)
         }
         None => {

@@ -145,3 +145,26 @@ pub(super) fn check_filters(scratch: &Path) -> Result<(), LogError> {
 fn probe_key(n: u32) -> [u8; 8] {
     xxhash_rust::xxh3::xxh3_64(&n.to_be_bytes()).to_be_bytes()
 }
+
+#[cfg(test)]
+mod tests {
+    use tempfile::TempDir;
+
+    use super::*;
+
+    #[test]
+    fn a_database_without_our_options_does_not_pass_the_self_check() {
+        let dir = TempDir::new().unwrap();
+        let mut options = Options::default();
+        options.create_if_missing(true);
+        drop(DB::open(&options, dir.path()).unwrap());
+        let error = check_in_effect(dir.path()).unwrap_err();
+        assert!(error.to_string().contains("filter_policy"), "{error}");
+    }
+
+    #[test]
+    fn absent_keys_end_at_the_filter() {
+        let dir = TempDir::new().unwrap();
+        check_filters(&dir.path().join("probe")).unwrap();
+    }
+}

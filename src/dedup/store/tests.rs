@@ -99,6 +99,20 @@ fn shards_do_not_see_each_other_and_numbers_are_not_reused() {
 }
 
 #[test]
+fn a_row_is_changed_in_place_and_never_comes_back_after_the_shard_was_dropped() {
+    let dir = TempDir::new().unwrap();
+    let store = open(dir.path()).unwrap();
+    let shard = store.create_shard(owner("a"), &state(0, 0)).unwrap();
+    let changed = store.change_owner(shard, |owner| owner.owned_at_ms = 7).unwrap().unwrap();
+    assert_eq!(changed, Owner { owned_at_ms: 7, ..owner("a") });
+    assert!(!store.drop_shard_if(shard, |owner| owner.owned_at_ms == 0).unwrap());
+    assert!(store.drop_shard_if(shard, |owner| owner.owned_at_ms == 7).unwrap());
+    assert_eq!(store.change_owner(shard, |owner| owner.owned_at_ms = 8).unwrap(), None);
+    drop(store);
+    assert_eq!(open(dir.path()).unwrap().shards(), []);
+}
+
+#[test]
 fn a_dropped_shard_leaves_no_entries() {
     let dir = TempDir::new().unwrap();
     let store = open(dir.path()).unwrap();
