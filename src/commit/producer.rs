@@ -13,12 +13,14 @@ use std::time::Duration;
 use rdkafka::ClientConfig;
 use rdkafka::bindings as native;
 use rdkafka::client::ClientContext;
+use rdkafka::config::RDKafkaLogLevel;
 use rdkafka::error::{KafkaError, RDKafkaErrorCode};
 use rdkafka::message::DeliveryResult;
 use rdkafka::producer::{Producer as _, ProducerContext, ThreadedProducer};
 
 use super::letters::{Header, Letter};
 use crate::clock;
+use crate::source::client;
 
 /// Sends letters, each in a batch of its own: a broker refuses whole batches, and a letter that
 /// is too large must not take others with it. Shared; cheap to clone.
@@ -48,7 +50,11 @@ struct Ticket {
 
 struct Deliveries;
 
-impl ClientContext for Deliveries {}
+impl ClientContext for Deliveries {
+    fn log(&self, level: RDKafkaLogLevel, facility: &str, text: &str) {
+        client::log(level, facility, text);
+    }
+}
 
 impl ProducerContext for Deliveries {
     type DeliveryOpaque = Box<Ticket>;

@@ -21,13 +21,13 @@
 //! Recovery is RocksDB's own: its write-ahead log holds what no flush has taken yet. What a power
 //! cut takes of it is read again from the topic, from the position on.
 
+mod error;
 mod filter;
 mod options;
 mod peek;
 
 use std::collections::BTreeMap;
 use std::fs::{File, TryLockError};
-use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 
@@ -36,8 +36,10 @@ use rocksdb::{
 };
 use serde::{Deserialize, Serialize};
 
+pub use self::error::LogError;
 pub use self::peek::{Peek, peek};
 
+use self::error::full;
 use self::filter::Horizons;
 use super::entry::{ENTRY_BYTES_MAX, Entry};
 use super::expiry::millis;
@@ -94,68 +96,6 @@ pub struct Store {
 struct Table {
     rows: BTreeMap<Shard, Owner>,
     next: u32,
-}
-
-/// What went wrong with the log, and who can mend it.
-#[derive(Debug, thiserror::Error)]
-pub enum LogError {
-    #[error("log.dir = {}: cannot {action}; give this user read and write permission or choose another directory", path.display())]
-    Directory { path: PathBuf, action: &'static str, source: std::io::Error },
-    #[error("log.dir = {}: another onced is using this directory; stop it or choose another directory", path.display())]
-    Locked { path: PathBuf },
-    #[error("log.dir = {}: belongs to {what} {found:?}, not {wanted:?}; choose another directory, or remove this one to rebuild the log from the topic", path.display())]
-    Foreign { path: PathBuf, what: &'static str, found: String, wanted: String },
-    #[error("log.dir = {}: written in format {found}, this onced reads {FORMAT}; use a newer onced", path.display())]
-    Format { path: PathBuf, found: u32 },
-    #[error("log.dir = {}: the log cannot be opened; if its files are damaged, remove the directory: the log is rebuilt from the topic", path.display())]
-    Unreadable { path: PathBuf, source: rocksdb::Error },
-    #[error("log.dir: the disk is full")]
-    DiskFull { source: rocksdb::Error },
-    #[error("the log is corrupt at {what}; remove log.dir to rebuild the log from the topic")]
-    Corrupt { what: String },
-    #[error(
-        "the log can no longer be trusted after a failed {action}; see the cause, then start again"
-    )]
-    Failed { action: &'static str, source: rocksdb::Error },
-    #[error("the log was poisoned by an earlier failed write; start again")]
-    Poisoned,
-    #[error("the log's self-check failed: {what}")]
-    SelfCheck { what: String },
-}
-
-impl LogError {
-    fn of(action: &'static str, source: rocksdb::Error) -> Self {
-        if full(&source) { Self::DiskFull { source } } else { Self::Failed { action, source } }
-    }
-
-    fn of_opening(dir: &Path, source: rocksdb::Error) -> Self {
-        if full(&source) {
-            return Self::DiskFull { source };
-        }
-        Self::Unreadable { path: dir.to_owned(), source }
-    }
-
-    /// Of a call that came after one that failed.
-    fn after(first: &rocksdb::Error) -> Self {
-        if full(first) { Self::DiskFull { source: first.clone() } } else { Self::Poisoned }
-    }
-
-    /// True where waiting for space and opening the log again is enough.
-    #[must_use]
-    pub fn passes(&self) -> bool {
-        match self {
-            Self::DiskFull { .. } => true,
-            Self::Directory { source, .. } => {
-                matches!(source.kind(), ErrorKind::StorageFull | ErrorKind::QuotaExceeded)
-            }
-            _ => false,
-        }
-    }
-}
-
-fn full(error: &rocksdb::Error) -> bool {
-    let text = error.to_string();
-    text.contains("No space left on device") || text.contains("Disk quota exceeded")
 }
 
 /// Free bytes without which the log cannot be opened: the write-ahead log becomes tables, and the

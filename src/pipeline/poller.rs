@@ -13,6 +13,7 @@ use std::sync::mpsc::{Receiver, Sender, channel};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
+use rdkafka::error::KafkaError;
 use rustc_hash::FxHashMap;
 
 use self::membership::{Drain, Entering};
@@ -37,6 +38,9 @@ const IDLE: Duration = Duration::from_millis(20);
 
 /// Records taken between two looks at commands and deadlines.
 const RECORDS_PER_LOOK: usize = 256;
+
+/// The least time between two warnings that a broker is in trouble.
+const TROUBLE: Duration = Duration::from_secs(2);
 
 const HOUSEKEEPING: Duration = Duration::from_secs(1);
 
@@ -85,6 +89,7 @@ pub fn run(shared: &Arc<Shared>, idle: &Latch) -> Result<(), Failure> {
         commit_failed: false,
         commits_out: 0,
         next_attempt: Instant::now(),
+        next_trouble: Instant::now(),
     };
     idle.release();
     poller.serve();
@@ -164,6 +169,7 @@ struct Poller {
     commit_failed: bool,
     /// Commits without an answer yet.
     commits_out: usize,
+    next_trouble: Instant,
     /// When the last commit of a drain may be sent again.
     next_attempt: Instant,
 }
@@ -230,14 +236,22 @@ impl Poller {
                 tracing::warn!(%partition, "The next offset is no longer in the topic.");
                 self.fail(Failure::OutOfRange { partition });
             }
-            Event::Trouble { error, reason } => {
-                tracing::warn!(%error, reason, "Trouble with Kafka; the client goes on trying.")
-            }
+            Event::Trouble { error, reason } => self.tell_trouble(&error, &reason),
             Event::Fatal(source) => {
                 let action = "the client cannot go on".to_owned();
                 self.fail(Failure::Kafka { action, source });
             }
         }
+    }
+
+    /// A broker that is away is told of many times a second; a log is read by people.
+    fn tell_trouble(&mut self, error: &KafkaError, reason: &str) {
+        if self.next_trouble > Instant::now() {
+            tracing::debug!(%error, reason, "Trouble with Kafka; the client goes on trying.");
+            return;
+        }
+        self.next_trouble = Instant::now() + TROUBLE;
+        tracing::warn!(%error, reason, "Trouble with Kafka; the client goes on trying.");
     }
 
     fn take(&mut self, record: Record) {

@@ -6,9 +6,9 @@ use std::time::Duration;
 
 use rdkafka::admin::{AdminClient, AdminOptions, ResourceSpecifier};
 use rdkafka::bindings as native;
-use rdkafka::client::DefaultClientContext;
 use rdkafka::error::{KafkaError, RDKafkaErrorCode};
 
+use super::client::{self, Logging};
 use crate::config::Kafka;
 
 /// The id of a topic; empty where the broker has none. `broker`: whom to ask; every broker knows.
@@ -115,7 +115,7 @@ impl TopicSettings {
 /// # Errors
 /// The broker's answer, or that this user may not ask.
 pub async fn topic_settings(kafka: &Kafka, topic: &str) -> Result<TopicSettings, KafkaError> {
-    let admin: AdminClient<DefaultClientContext> = super::client::base(kafka).create()?;
+    let admin: AdminClient<Logging> = client::base(kafka).create_with_context(Logging)?;
     let options = AdminOptions::new().request_timeout(Some(super::lookup::PATIENCE));
     let answers = admin.describe_configs(&[ResourceSpecifier::Topic(topic)], &options).await?;
     let answer = answers.into_iter().next().ok_or(KafkaError::AdminOp(RDKafkaErrorCode::NoEnt))?;
