@@ -6,7 +6,8 @@
 //! window (`ttl`) a handler runs for one record of an identity; the others are suppressed. With
 //! outside handlers that is at least once with the same `Idempotency-Key` at every attempt: a
 //! crash can run again what was with the handler, and after a move to another instance what was
-//! settled beyond the frontier, at most [`pipeline::lane::RECORDS_MAX`] records of a partition.
+//! settled since the last commit or beyond the frontier, at most [`pipeline::lane::RECORDS_MAX`]
+//! records of a partition.
 //! Nothing is lost: an offset is committed only when all before it is settled in the log.
 //!
 //! # The way of a record

@@ -7,6 +7,7 @@ use std::env::{self, VarError};
 use std::ffi::OsString;
 use std::io::{self, IsTerminal};
 
+use rdkafka::config::RDKafkaLogLevel;
 use tracing::Subscriber;
 use tracing_subscriber::EnvFilter;
 use tracing_subscriber::fmt::MakeWriter;
@@ -49,6 +50,21 @@ pub fn init(format: LogFormat, default_filter: &str) -> Result<(), LoggingError>
     let filter = filter(env::var(VARIABLE), default_filter)?;
     let ansi = io::stderr().is_terminal();
     subscriber(format, filter, ansi, io::stderr).try_init().map_err(|_| LoggingError::Taken)
+}
+
+/// Passes on what librdkafka logs. Not that a property is unknown to this kind of handle: the
+/// user's properties go to all kinds, and unknown ones were refused when they were read.
+pub fn librdkafka(level: RDKafkaLogLevel, facility: &str, text: &str) {
+    use RDKafkaLogLevel::{Alert, Critical, Debug, Emerg, Error, Info, Notice, Warning};
+    match level {
+        _ if facility == "CONFWARN" => {}
+        Emerg | Alert | Critical | Error => {
+            tracing::error!(target: "librdkafka", "librdkafka: {facility} {text}");
+        }
+        Warning => tracing::warn!(target: "librdkafka", "librdkafka: {facility} {text}"),
+        Notice | Info => tracing::info!(target: "librdkafka", "librdkafka: {facility} {text}"),
+        Debug => tracing::debug!(target: "librdkafka", "librdkafka: {facility} {text}"),
+    }
 }
 
 fn filter(

@@ -20,7 +20,7 @@ use rdkafka::producer::{Producer as _, ProducerContext, ThreadedProducer};
 
 use super::letters::{Header, Letter};
 use crate::clock;
-use crate::source::client;
+use crate::logging;
 
 /// Sends letters, each in a batch of its own: a broker refuses whole batches, and a letter that
 /// is too large must not take others with it. Shared; cheap to clone.
@@ -52,7 +52,7 @@ struct Deliveries;
 
 impl ClientContext for Deliveries {
     fn log(&self, level: RDKafkaLogLevel, facility: &str, text: &str) {
-        client::log(level, facility, text);
+        logging::librdkafka(level, facility, text);
     }
 }
 

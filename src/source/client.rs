@@ -9,28 +9,14 @@ use rdkafka::config::RDKafkaLogLevel;
 use rdkafka::error::KafkaError;
 
 use crate::config::Kafka;
-
-/// Passes on what librdkafka logs. Not that a property is unknown to this kind of handle: the
-/// user's properties go to all kinds, and unknown ones were refused when they were read.
-pub fn log(level: RDKafkaLogLevel, facility: &str, text: &str) {
-    use RDKafkaLogLevel::{Alert, Critical, Debug, Emerg, Error, Info, Notice, Warning};
-    match level {
-        _ if facility == "CONFWARN" => {}
-        Emerg | Alert | Critical | Error => {
-            tracing::error!(target: "librdkafka", "librdkafka: {facility} {text}");
-        }
-        Warning => tracing::warn!(target: "librdkafka", "librdkafka: {facility} {text}"),
-        Notice | Info => tracing::info!(target: "librdkafka", "librdkafka: {facility} {text}"),
-        Debug => tracing::debug!(target: "librdkafka", "librdkafka: {facility} {text}"),
-    }
-}
+use crate::logging;
 
 /// The context of handles that only log.
 pub struct Logging;
 
 impl ClientContext for Logging {
     fn log(&self, level: RDKafkaLogLevel, facility: &str, text: &str) {
-        log(level, facility, text);
+        logging::librdkafka(level, facility, text);
     }
 }
 

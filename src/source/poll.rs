@@ -15,7 +15,8 @@ use rdkafka::consumer::{BaseConsumer, Consumer as _, ConsumerContext};
 use rdkafka::error::{KafkaError, RDKafkaErrorCode};
 use rdkafka::types::RDKafkaRespErr;
 
-use super::{Event, client, convert};
+use super::{Event, convert};
+use crate::logging;
 use crate::record::{Offset, Partition, RecordBuilder};
 
 /// The client's context. Events are read from the queue, so its callbacks never run.
@@ -288,7 +289,7 @@ fn log(event: &Owned) {
         }
         (CStr::from_ptr(facility).to_string_lossy(), CStr::from_ptr(text).to_string_lossy())
     };
-    client::log(log_level(level), facility.trim(), text.trim());
+    logging::librdkafka(log_level(level), facility.trim(), text.trim());
 }
 
 /// The levels of syslog.

@@ -78,14 +78,19 @@ impl Poller {
         else {
             return;
         };
-        let entered = match result {
+        let mut entered = match result {
             Ok(entered) => entered,
             Err(failure) => return self.fail(failure),
         };
         let first: Vec<Position> = entered.iter().filter_map(first_commit).collect();
-        // Nothing was read yet, so this may fail: then the partition starts the same way again.
-        if let Err(error) = self.source.commit_now(&first) {
-            tracing::warn!(%error, "The starting offsets were not committed; they are with the next commit.");
+        match self.source.commit_now(&first) {
+            Ok(()) => entered.iter_mut().for_each(|entered| {
+                entered.committed.get_or_insert(entered.plan.start);
+            }),
+            // What has no offset yet is committed with the next, also if it does not move.
+            Err(error) => {
+                tracing::warn!(%error, "The starting offsets were not committed; they are with the next commit.");
+            }
         }
         let starts: Vec<_> =
             entered.iter().map(|entered| (entered.partition.clone(), entered.plan.start)).collect();
@@ -323,7 +328,7 @@ fn owned(
     metrics.position.set(frontier.position().0);
     metrics.committed_offset.set(committed.unwrap_or(plan.start).0);
     // Where a new group starts is no tool's doing.
-    if let Some(skip) = plan.skip.filter(|_| committed.is_some()) {
+    if let Some(skip) = plan.skip.filter(|_| !plan.commit_start) {
         metrics.skipped.inc_by((skip.to.0 - skip.from.0).unsigned_abs());
     }
     let behind = committed.map_or(0, |committed| plan.start.0.saturating_sub(committed.0).max(0));
@@ -341,8 +346,7 @@ fn owned(
         lane: Arc::clone(lane),
         metadata,
         origin,
-        // Below this nothing new is to be committed.
-        committed: committed.or(Some(plan.start)),
+        committed,
         metrics,
         cut,
         draining: false,
