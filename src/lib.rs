@@ -86,6 +86,7 @@ pub mod logging;
 pub mod check;
 pub mod demo;
 pub mod cli;
+pub mod fault;
 
 pub use async_trait::async_trait;
 pub use daemon::Consumer;

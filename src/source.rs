@@ -8,9 +8,11 @@
 
 pub mod admin;
 pub mod client;
+pub mod companion;
 mod convert;
 pub mod letters;
 pub mod lookup;
+pub mod membership;
 mod poll;
 
 use std::time::{Duration, Instant};

@@ -137,7 +137,7 @@ fn only_the_clock_reads_the_wall_clock() {
 fn only_command_line_configuration_and_logging_look_at_the_environment() {
     check_arrow(
         &["env::var", "env::vars", "env::var_os", "env::vars_os", "env::args", "env::args_os"],
-        &["src/cli.rs", "src/cli/", "src/config", "src/logging.rs", "src/demo"],
+        &["src/cli.rs", "src/cli/", "src/config", "src/logging.rs", "src/demo", "src/fault.rs"],
         "what is set is set in the configuration",
     );
 }
