@@ -1,14 +1,60 @@
-//! The only place that reads the wall clock.
+//! The only place that reads the wall clock, and the monotonic clock of the pipeline.
 
-use std::time::{SystemTime, UNIX_EPOCH};
+use std::time::{Instant, SystemTime, UNIX_EPOCH};
 
 use crate::record::Timestamp;
 
 /// The wall clock, in milliseconds. A clock before 1970 reads as 1970.
 #[must_use]
 pub fn now() -> Timestamp {
+    #[cfg(test)]
+    if let Some((wall, _)) = simulated::now() {
+        return wall;
+    }
     let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
     Timestamp(i64::try_from(since.as_millis()).unwrap_or(i64::MAX))
+}
+
+/// For deadlines and intervals.
+#[must_use]
+pub fn instant() -> Instant {
+    #[cfg(test)]
+    if let Some((_, instant)) = simulated::now() {
+        return instant;
+    }
+    Instant::now()
+}
+
+/// Time that only a simulation moves, one for each thread.
+#[cfg(test)]
+pub(crate) mod simulated {
+    use std::cell::Cell;
+    use std::time::{Duration, Instant};
+
+    use crate::record::Timestamp;
+
+    thread_local! {
+        static NOW: Cell<Option<(Timestamp, Instant)>> = const { Cell::new(None) };
+    }
+
+    pub(super) fn now() -> Option<(Timestamp, Instant)> {
+        NOW.get()
+    }
+
+    /// Stops both clocks of this thread at this wall time.
+    pub(crate) fn start(wall: Timestamp) {
+        NOW.set(Some((wall, Instant::now())));
+    }
+
+    pub(crate) fn advance(by: Duration) {
+        let (wall, instant) = NOW.get().expect("the simulated time was started");
+        let ms = i64::try_from(by.as_millis()).expect("a simulation is short");
+        NOW.set(Some((Timestamp(wall.0 + ms), instant + by)));
+    }
+
+    pub(crate) fn stop() {
+        NOW.set(None);
+    }
 }
 
 /// RFC 3339 in UTC with milliseconds. What lies outside of the years 1970 to 9999 is written

@@ -8,5 +8,6 @@ pub mod frontier;
 pub mod letters;
 pub mod offsets;
 pub mod producer;
+pub mod transaction;
 
 pub use frontier::Frontier;

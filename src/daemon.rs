@@ -18,7 +18,7 @@ use rdkafka::error::{KafkaError, RDKafkaErrorCode};
 use tokio::runtime::Runtime;
 
 use crate::admin::{self, AdminError};
-use crate::commit::producer::LetterProducer;
+use crate::commit::producer::{LetterProducer, Letters};
 use crate::config::{Config, HandlerKind};
 use crate::dedup::store::{self, Stamp};
 use crate::dedup::{LogError, Store};
@@ -247,12 +247,12 @@ impl<'a> Daemon<'a> {
             config: Arc::clone(&self.config),
             routes: routes.to_vec(),
             kept: Arc::clone(kept),
-            store,
+            log: store,
             metrics: Arc::clone(&self.metrics),
             readiness: self.readiness.clone(),
             board: Arc::clone(&self.board),
             heartbeats: Arc::clone(&self.heartbeats),
-            runtime: self.runtime.handle().clone(),
+            calls: Arc::new(pipeline::Spawned(self.runtime.handle().clone())),
             shutdown: self.shutdown.clone(),
             hold: Arc::clone(&self.hold),
             commit_interval: self.config.kafka.commit_interval,
@@ -284,10 +284,13 @@ impl<'a> Daemon<'a> {
         self.config.routes.iter().zip(&self.handlers).map(make).collect()
     }
 
-    fn letter_producer(&self) -> Result<Option<LetterProducer>, Error> {
+    fn letter_producer(&self) -> Result<Option<Arc<dyn Letters>>, Error> {
         let needed = self.config.routes.iter().any(|route| route.dead_letter.is_some());
-        let producer = needed.then(|| LetterProducer::new(client::base(&self.config.kafka)));
-        producer.transpose().map_err(|error| Error::client(&error))
+        if !needed {
+            return Ok(None);
+        }
+        let producer = LetterProducer::new(client::base(&self.config.kafka));
+        Ok(Some(Arc::new(producer.map_err(|error| Error::client(&error))?)))
     }
 
     fn serve_admin(&self, status: status::Source) -> Result<(), Error> {

@@ -163,30 +163,6 @@ mod armed {
     }
 }
 
-/// In unit tests the thread that runs the simulation says what happens.
-#[cfg(test)]
-mod armed {
-    use std::cell::Cell;
-
-    use super::{Bug, Point};
-
-    thread_local! {
-        pub(super) static BUG: Cell<Option<Bug>> = const { Cell::new(None) };
-    }
-
-    pub(super) fn point(_: Point) {}
-
-    pub(super) fn bug(bug: Bug) -> bool {
-        BUG.get() == Some(bug)
-    }
-}
-
-/// Builds a bug in, for this thread, until the next call.
-#[cfg(test)]
-pub(crate) fn set_bug(bug: Option<Bug>) {
-    armed::BUG.set(bug);
-}
-
 #[cfg(all(feature = "faults", not(test)))]
 mod armed {
     use std::sync::OnceLock;
@@ -229,5 +205,28 @@ mod armed {
         let names = || BUGS.iter().map(|bug| bug.name()).collect::<Vec<_>>();
         let bug = Bug::by_name(&text);
         Some(bug.unwrap_or_else(|| panic!("ONCED_BUG={text}: no such bug; known: {:?}", names())))
+    }
+}
+
+/// In unit tests the thread that runs the simulation says what happens.
+#[cfg(test)]
+pub(crate) mod armed {
+    use std::cell::Cell;
+
+    use super::{Bug, Point};
+
+    thread_local! {
+        static BUG: Cell<Option<Bug>> = const { Cell::new(None) };
+    }
+
+    /// Builds a bug in, for this thread, until the next call.
+    pub(crate) fn set_bug(bug: Option<Bug>) {
+        BUG.set(bug);
+    }
+
+    pub(super) fn point(_: Point) {}
+
+    pub(super) fn bug(bug: Bug) -> bool {
+        BUG.get() == Some(bug)
     }
 }

@@ -28,13 +28,14 @@ use std::time::Duration;
 
 use self::assign::Refusal;
 pub use self::board::{Board, Heartbeats};
+pub use self::dispatch::{Calls, Spawned};
 use self::enter::Entered;
 pub use self::poller::run;
 pub use self::route::Route;
 use self::worker::Event;
-use crate::commit::producer::LetterProducer;
+use crate::commit::producer::Letters;
 use crate::config::Config;
-use crate::dedup::{LogError, Store};
+use crate::dedup::{Log, LogError};
 use crate::handler::BoxError;
 use crate::metrics::Metrics;
 use crate::readiness::Readiness;
@@ -48,14 +49,14 @@ pub struct Shared {
     pub routes: Vec<Arc<Route>>,
     /// Empty until the broker has told it.
     pub kept: Arc<std::sync::OnceLock<Kept>>,
-    pub store: Arc<Store>,
+    pub log: Arc<dyn Log>,
     /// `None`: no route has a dead-letter topic.
-    pub letters: Option<LetterProducer>,
+    pub letters: Option<Arc<dyn Letters>>,
     pub metrics: Arc<Metrics>,
     pub readiness: Readiness,
     pub board: Arc<Board>,
     pub heartbeats: Arc<Heartbeats>,
-    pub runtime: tokio::runtime::Handle,
+    pub calls: Arc<dyn Calls>,
     pub shutdown: Shutdown,
     /// The disk is nearly full: nothing is consumed until it is not.
     pub hold: Arc<AtomicBool>,

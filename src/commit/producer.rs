@@ -39,6 +39,21 @@ pub enum SendError {
     Kafka { topic: String, source: KafkaError },
 }
 
+/// Whoever brings letters to the broker.
+pub trait Letters: Send + Sync {
+    /// Hands a letter over; the answer comes with this token.
+    ///
+    /// # Errors
+    /// Refused at once: nothing will be acknowledged.
+    fn send(
+        &self,
+        topic: &str,
+        letter: &Letter,
+        token: u64,
+        acknowledged: &Arc<OnAcknowledged>,
+    ) -> Result<(), SendError>;
+}
+
 /// Called once for each letter, on the producer's thread: it must not block.
 pub type OnAcknowledged = dyn Fn(u64, Result<(), SendError>) + Send + Sync;
 
@@ -98,23 +113,6 @@ impl LetterProducer {
         Ok(Self { inner: Arc::new(inner) })
     }
 
-    /// Hands a letter over; the answer comes with this token.
-    ///
-    /// # Errors
-    /// Refused at once: nothing will be acknowledged.
-    pub fn send(
-        &self,
-        topic: &str,
-        letter: &Letter,
-        token: u64,
-        acknowledged: &Arc<OnAcknowledged>,
-    ) -> Result<(), SendError> {
-        let ticket =
-            Ticket { token, topic: topic.to_owned(), acknowledged: Arc::clone(acknowledged) };
-        let headers = letter.headers(clock::now());
-        self.produce(topic, letter.key(), letter.payload(), &headers, Box::new(ticket))
-    }
-
     /// Waits until everything that was sent is answered, at most this long.
     pub fn flush(&self, timeout: Duration) {
         if let Err(error) = self.inner.flush(timeout) {
@@ -166,6 +164,21 @@ impl LetterProducer {
         // SAFETY: librdkafka did not take the message, so the box is still ours alone.
         drop(unsafe { Box::from_raw(opaque) });
         Err(refused(KafkaError::MessageProduction(error.into())))
+    }
+}
+
+impl Letters for LetterProducer {
+    fn send(
+        &self,
+        topic: &str,
+        letter: &Letter,
+        token: u64,
+        acknowledged: &Arc<OnAcknowledged>,
+    ) -> Result<(), SendError> {
+        let ticket =
+            Ticket { token, topic: topic.to_owned(), acknowledged: Arc::clone(acknowledged) };
+        let headers = letter.headers(clock::now());
+        self.produce(topic, letter.key(), letter.payload(), &headers, Box::new(ticket))
     }
 }
 

@@ -43,9 +43,10 @@ use self::error::full;
 use self::filter::Horizons;
 use super::entry::{ENTRY_BYTES_MAX, Entry};
 use super::expiry::millis;
+use super::log::Batch;
 use super::shard::{Owner, Shard, State};
 use crate::identity::Identity;
-use crate::record::{Partition, Timestamp};
+use crate::record::Partition;
 
 /// Where the log lies and what it may take.
 #[derive(Clone, Debug)]
@@ -171,11 +172,14 @@ impl Store {
     pub fn create_shard(&self, owner: Owner, state: &State) -> Result<Shard, LogError> {
         let mut table = self.table.lock().unwrap_or_else(PoisonError::into_inner);
         let shard = Shard(table.next);
-        let mut batch = Batch::default();
-        batch.batch.put(NEXT_SHARD_KEY, (shard.0 + 1).to_be_bytes());
-        batch.batch.put(table_key(shard), row_bytes(&owner));
-        batch.put_state(shard, state, &mut Vec::new());
-        self.write_batch(&mut batch, true)?;
+        let mut batch = WriteBatch::default();
+        batch.put(NEXT_SHARD_KEY, (shard.0 + 1).to_be_bytes());
+        batch.put(table_key(shard), row_bytes(&owner));
+        let mut bytes = Vec::new();
+        state.encode(&mut bytes);
+        batch.put(state_key(shard), bytes);
+        self.write_raw(batch, true, true)?;
+        state.stream_time.inspect(|time| self.horizons.written(shard, *time));
         table.next = shard.0 + 1;
         table.rows.insert(shard, owner);
         Ok(shard)
@@ -194,9 +198,9 @@ impl Store {
         let mut table = self.table.lock().unwrap_or_else(PoisonError::into_inner);
         let Some(mut owner) = table.rows.get(&shard).cloned() else { return Ok(None) };
         change(&mut owner);
-        let mut batch = Batch::default();
-        batch.batch.put(table_key(shard), row_bytes(&owner));
-        self.write_batch(&mut batch, false)?;
+        let mut batch = WriteBatch::default();
+        batch.put(table_key(shard), row_bytes(&owner));
+        self.write_raw(batch, true, false)?;
         table.rows.insert(shard, owner.clone());
         Ok(Some(owner))
     }
@@ -223,11 +227,11 @@ impl Store {
         if !table.rows.get(&shard).is_some_and(is) {
             return Ok(false);
         }
-        let mut batch = Batch::default();
-        batch.batch.delete(table_key(shard));
-        batch.batch.delete(state_key(shard));
-        batch.batch.delete_range(prefix(shard, ENTRY), prefix(shard, ENTRY + 1));
-        self.write_batch(&mut batch, true)?;
+        let mut batch = WriteBatch::default();
+        batch.delete(table_key(shard));
+        batch.delete(state_key(shard));
+        batch.delete_range(prefix(shard, ENTRY), prefix(shard, ENTRY + 1));
+        self.write_raw(batch, true, true)?;
         table.rows.remove(&shard);
         self.horizons.forget(shard);
         Ok(true)
@@ -270,13 +274,33 @@ impl Store {
         Ok(())
     }
 
-    /// Writes a batch, all or nothing, into the memtable and RocksDB's write-ahead log, unsynced:
-    /// it survives the process; a power cut may take it.
+    /// Writes a batch, all or nothing, and leaves it empty. A logged one goes into RocksDB's
+    /// write-ahead log, unsynced: it survives the process; a power cut may take it. The others stay
+    /// in memory until the next flush.
     ///
     /// # Errors
     /// [`LogError::DiskFull`] passes; anything else poisons the log.
     pub fn write(&self, batch: &mut Batch) -> Result<(), LogError> {
-        self.write_batch(batch, false)
+        // In order, neighbours meet a warm cache in the memtable. Stable: of two changes to one
+        // entry the later counts.
+        batch.entries.sort_by_key(|(shard, identity, _)| (*shard, identity.0));
+        let mut raw = WriteBatch::default();
+        let mut bytes = Vec::with_capacity(ENTRY_BYTES_MAX);
+        for (shard, identity, entry) in batch.entries.drain(..) {
+            bytes.clear();
+            entry.encode(&mut bytes);
+            raw.put(entry_key(shard, &identity), &bytes);
+        }
+        for (shard, state) in &batch.states {
+            bytes.clear();
+            state.encode(&mut bytes);
+            raw.put(state_key(*shard), &bytes);
+        }
+        self.write_raw(raw, batch.logged(), false)?;
+        for (shard, state) in batch.states.drain(..) {
+            state.stream_time.inspect(|time| self.horizons.written(shard, *time));
+        }
+        Ok(())
     }
 
     /// # Errors
@@ -285,17 +309,12 @@ impl Store {
         self.poisoned.get().map_or(Ok(()), |first| Err(LogError::after(first)))
     }
 
-    fn write_batch(&self, batch: &mut Batch, sync: bool) -> Result<(), LogError> {
+    fn write_raw(&self, batch: WriteBatch, logged: bool, sync: bool) -> Result<(), LogError> {
         self.check()?;
         let mut options = WriteOptions::default();
         options.set_sync(sync);
-        batch.move_entries();
-        let data = std::mem::take(&mut batch.batch);
-        self.db.write_opt(data, &options).map_err(|error| self.poison("write", error))?;
-        for (shard, stream_time) in batch.stream_times.drain(..) {
-            self.horizons.written(shard, stream_time);
-        }
-        Ok(())
+        options.disable_wal(!logged);
+        self.db.write_opt(batch, &options).map_err(|error| self.poison("write", error))
     }
 
     /// Moves the durable position: after this a power cut goes back no further. The compaction
@@ -385,41 +404,6 @@ impl Store {
 impl Drop for Store {
     fn drop(&mut self) {
         self.db.cancel_all_background_work(true);
-    }
-}
-
-/// Changes that reach the log together or not at all.
-#[derive(Default)]
-pub struct Batch {
-    batch: WriteBatch,
-    /// Put in order before they are written: neighbours meet a warm cache in the memtable.
-    entries: Vec<([u8; ENTRY_KEY_BYTES], Entry)>,
-    stream_times: Vec<(Shard, Timestamp)>,
-}
-
-impl Batch {
-    pub fn put_entry(&mut self, shard: Shard, identity: &Identity, entry: &Entry) {
-        self.entries.push((entry_key(shard, identity), *entry));
-    }
-
-    pub fn put_state(&mut self, shard: Shard, state: &State, scratch: &mut Vec<u8>) {
-        scratch.clear();
-        state.encode(scratch);
-        self.batch.put(state_key(shard), scratch.as_slice());
-        if let Some(stream_time) = state.stream_time {
-            self.stream_times.push((shard, stream_time));
-        }
-    }
-
-    fn move_entries(&mut self) {
-        // Stable: of two changes to one entry the later counts.
-        self.entries.sort_by_key(|(key, _)| *key);
-        let mut bytes = Vec::with_capacity(ENTRY_BYTES_MAX);
-        for (key, entry) in self.entries.drain(..) {
-            bytes.clear();
-            entry.encode(&mut bytes);
-            self.batch.put(key, &bytes);
-        }
     }
 }
 

@@ -14,18 +14,53 @@ use xxhash_rust::xxh3::xxh3_64;
 
 use super::route::Route;
 use super::worker::Event;
+use crate::clock;
 use crate::config::Order;
-use crate::handler::{Claim, Outcome};
+use crate::handler::{Claim, Handler, Outcome};
 use crate::record::Partition;
 
 /// One after another for the same key, within an epoch of a partition.
 type OrderKey = (u64, u64);
 
+/// Whoever runs the handlers.
+pub trait Calls: Send + Sync {
+    /// Starts a call and returns at once; the answer is [`Event::Outcomes`] of this route.
+    fn call(
+        &self,
+        route: usize,
+        handler: Arc<dyn Handler>,
+        claims: Vec<Claim>,
+        answer: Sender<Event>,
+    );
+}
+
+/// Calls as tasks of a runtime.
+pub struct Spawned(pub tokio::runtime::Handle);
+
+impl Calls for Spawned {
+    fn call(
+        &self,
+        route: usize,
+        handler: Arc<dyn Handler>,
+        claims: Vec<Claim>,
+        answer: Sender<Event>,
+    ) {
+        self.0.spawn(async move {
+            let started = Instant::now();
+            let outcomes = AssertUnwindSafe(handler.handle_batch(&claims)).catch_unwind().await;
+            let outcomes = outcomes.unwrap_or_else(|panic| panicked(&claims, panic.as_ref()));
+            // The worker is gone only when the daemon is going.
+            let _ =
+                answer.send(Event::Outcomes { route, claims, outcomes, took: started.elapsed() });
+        });
+    }
+}
+
 /// The calls of one route in one worker.
 pub struct Dispatch {
     route: Arc<Route>,
     index: usize,
-    runtime: tokio::runtime::Handle,
+    outside: Arc<dyn Calls>,
     events: Sender<Event>,
     /// To be called as soon as a permit is free.
     ready: VecDeque<Claim>,
@@ -40,11 +75,11 @@ impl Dispatch {
     pub fn new(
         route: Arc<Route>,
         index: usize,
-        runtime: tokio::runtime::Handle,
+        outside: Arc<dyn Calls>,
         events: Sender<Event>,
     ) -> Self {
         let (ready, behind) = Default::default();
-        Self { route, index, runtime, events, ready, behind, calls: 0, held_until: None }
+        Self { route, index, outside, events, ready, behind, calls: 0, held_until: None }
     }
 
     /// Takes a claim; it is called when it is its turn.
@@ -94,7 +129,7 @@ impl Dispatch {
     /// Calls the handler for what is ready, as far as permits reach. Returns the partitions of the
     /// claims that were called.
     pub fn pump(&mut self, called: &mut Vec<Partition>) {
-        let held = self.held_until.is_some_and(|until| Instant::now() < until);
+        let held = self.held_until.is_some_and(|until| clock::instant() < until);
         if held || self.route.paused() {
             return;
         }
@@ -162,15 +197,7 @@ impl Dispatch {
         self.calls += 1;
         self.route.metrics.in_flight.add(claims.len() as i64);
         let handler = Arc::clone(&self.route.handler);
-        let (events, route) = (self.events.clone(), self.index);
-        self.runtime.spawn(async move {
-            let started = Instant::now();
-            let answer = AssertUnwindSafe(handler.handle_batch(&claims)).catch_unwind().await;
-            let outcomes = answer.unwrap_or_else(|panic| panicked(&claims, panic.as_ref()));
-            // The worker is gone only when the daemon is going.
-            let _ =
-                events.send(Event::Outcomes { route, claims, outcomes, took: started.elapsed() });
-        });
+        self.outside.call(self.index, handler, claims, self.events.clone());
     }
 
     fn order_key(&self, claim: &Claim) -> Option<OrderKey> {

@@ -137,7 +137,7 @@ fn sight(
     let Some(route) = shared.route_of(&partition.topic) else { return Ok(None) };
     let topic_id = lookup.topic_id(&partition.topic).map_err(failed)?;
     let partition_count = lookup.partition_count(&partition.topic).map_err(failed)?;
-    let shard = shared.store.shard(partition)?;
+    let shard = shared.log.shard(partition)?;
     let shard =
         keep_usable(shared, &shared.routes[route], partition, &topic_id, partition_count, shard)?;
     if let Some(metadata) = committed.as_ref().and_then(|committed| committed.metadata.as_ref()) {
@@ -214,10 +214,10 @@ fn keep_usable(
     let window = &route.config.window;
     if owner.ttl < window.ttl || owner.lateness < window.lateness {
         tracing::info!(%partition, "The window has grown; the log of this partition is absorbed again.");
-        shared.store.drop_shard(shard)?;
+        shared.log.drop_shard(shard)?;
         return Ok(None);
     }
-    let kept = shared.store.change_owner(shard, |owner| {
+    let kept = shared.log.change_owner(shard, &mut |owner| {
         owner.ttl = window.ttl;
         owner.lateness = window.lateness;
         owner.definition = route.definition;
@@ -299,13 +299,13 @@ fn begin(
     let (shard, state) = match sight.shard {
         Some((shard, _, state)) => {
             // Before the skip is committed: it must not be lost in between.
-            shared.store.change_owner(shard, |owner| owner.acts = acts)?;
+            shared.log.change_owner(shard, &mut |owner| owner.acts = acts.clone())?;
             (shard, state)
         }
         None => {
             let state = State { position: plan.start, ..State::default() };
             let owner = owner(&shared.routes[sight.route], &sight, &partition, acts);
-            (shared.store.create_shard(owner, &state)?, state)
+            (shared.log.create_shard(owner, &state)?, state)
         }
     };
     tracing::info!(

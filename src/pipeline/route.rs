@@ -4,10 +4,10 @@ use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
-use crate::config;
 use crate::handler::Handler;
 use crate::metrics::RouteMetrics;
 use crate::readiness::{Latch, Readiness};
+use crate::{clock, config};
 
 pub struct Route {
     pub config: config::Route,
@@ -32,7 +32,7 @@ impl Route {
         Arc::new(Self {
             definition: config.identity.definition(),
             permits: AtomicUsize::new(config.concurrency),
-            next_call: Mutex::new(Instant::now()),
+            next_call: Mutex::new(clock::instant()),
             paused: AtomicBool::new(false),
             pause: Mutex::new(None),
             config,
@@ -73,7 +73,7 @@ impl Route {
     /// # Errors
     /// When to ask again.
     pub fn take_call(&self) -> Result<(), Instant> {
-        let now = Instant::now();
+        let now = clock::instant();
         let mut next = self.next_call.lock().unwrap_or_else(PoisonError::into_inner);
         if *next > now {
             return Err(*next);

@@ -24,12 +24,13 @@ use super::dispatch::Dispatch;
 use super::inflight::InFlight;
 use super::lane::Lane;
 use super::{Command, Failure, Shared};
+use crate::clock;
 use crate::commit::Frontier;
 use crate::commit::letters::Origin;
 use crate::commit::offsets::Metadata;
 use crate::commit::producer::{OnAcknowledged, SendError};
-use crate::dedup::store::{Batch, LookupScratch};
-use crate::dedup::{LogError, Shard};
+use crate::dedup::store::LookupScratch;
+use crate::dedup::{Batch, LogError, Shard};
 use crate::handler::{Claim, Outcome};
 use crate::identity::Identifier;
 use crate::metrics::PartitionMetrics;
@@ -165,7 +166,6 @@ pub struct Worker {
 /// Buffers that are kept from batch to batch.
 #[derive(Default)]
 struct Scratch {
-    bytes: Vec<u8>,
     read: Vec<Read>,
     identities: Vec<crate::identity::Identity>,
     found: Vec<Option<crate::dedup::Entry>>,
@@ -194,7 +194,7 @@ impl Worker {
         };
         let routes = &shared.routes;
         let dispatch = |(at, route): (usize, &Arc<_>)| {
-            Dispatch::new(Arc::clone(route), at, shared.runtime.clone(), sender.clone())
+            Dispatch::new(Arc::clone(route), at, Arc::clone(&shared.calls), sender.clone())
         };
         Self {
             index,
@@ -215,7 +215,7 @@ impl Worker {
             acknowledged,
             batch: Batch::default(),
             dirty: Vec::new(),
-            next_commit: Instant::now(),
+            next_commit: clock::instant(),
             failed: false,
             scratch: Scratch::default(),
             shared,
@@ -251,7 +251,7 @@ impl Worker {
         }
         self.fire_timers();
         // A flush in the background may have failed while there was nothing to write.
-        if let Err(error) = self.shared.store.check() {
+        if let Err(error) = self.shared.log.check() {
             self.log_failed(error);
         }
         self.write();
@@ -339,7 +339,7 @@ impl Worker {
     }
 
     fn commit_if_due(&mut self) {
-        let now = Instant::now();
+        let now = clock::instant();
         if now < self.next_commit {
             return;
         }
@@ -375,7 +375,7 @@ impl Worker {
     }
 
     fn sleep(&self) -> Duration {
-        let now = Instant::now();
+        let now = clock::instant();
         let timer = self.timers.peek().map(|timer| timer.0.at);
         let held = self.dispatch.iter().filter_map(Dispatch::held_until).min();
         let next = timer.into_iter().chain(held).fold(self.next_commit, Instant::min);
@@ -383,7 +383,7 @@ impl Worker {
     }
 
     fn fire_timers(&mut self) {
-        let now = Instant::now();
+        let now = clock::instant();
         while self.timers.peek().is_some_and(|timer| timer.0.at <= now) {
             match self.timers.pop().map(|timer| timer.0.what) {
                 Some(Due::Call { route, claim }) => self.dispatch[route].resubmit(claim),
@@ -394,7 +394,7 @@ impl Worker {
     }
 
     fn later(&mut self, after: Duration, what: Due) {
-        self.timers.push(Reverse(Timer { at: Instant::now() + after, what }));
+        self.timers.push(Reverse(Timer { at: clock::instant() + after, what }));
     }
 
     fn log_failed(&mut self, error: LogError) {

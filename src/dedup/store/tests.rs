@@ -5,7 +5,7 @@ use tempfile::TempDir;
 use super::*;
 use crate::dedup::acts::Acts;
 use crate::identity::Check;
-use crate::record::Offset;
+use crate::record::{Offset, Timestamp};
 
 pub(super) fn stamp() -> Stamp {
     Stamp { cluster_id: "cluster".to_owned(), group: "group".to_owned() }
@@ -47,12 +47,11 @@ pub(super) fn state(position: i64, stream_time: i64) -> State {
 
 fn fill(store: &Store, shard: Shard, numbers: std::ops::Range<u64>, time: i64) {
     let mut batch = Batch::default();
-    let mut scratch = Vec::new();
     let end = numbers.end;
     for n in numbers {
         batch.put_entry(shard, &identity(n), &entry(n, time));
     }
-    batch.put_state(shard, &state(end as i64, time), &mut scratch);
+    batch.put_state(shard, state(end as i64, time));
     store.write(&mut batch).unwrap();
 }
 

@@ -10,6 +10,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use super::{Assigned, IDLE, Poller, pause, send};
+use crate::clock;
 use crate::metrics::{PartitionMetrics, Rebalance, VerdictLabel};
 use crate::pipeline::enter::{Cancelled, Entered, enter};
 use crate::pipeline::lane::Lane;
@@ -335,7 +336,7 @@ fn owned(
     shared.routes[route].metrics.records.add(VerdictLabel::Replayed, behind.unsigned_abs());
     Owned {
         absorbing: absorbs.then(|| shared.readiness.latch(text())),
-        progress: Instant::now(),
+        progress: clock::instant(),
         delivered: plan.start,
         absorb_until: plan.absorb_until,
         partition,

@@ -1,7 +1,7 @@
 //! A batch of records: its time and identity, one look-up, a decision for each.
 
 use std::collections::VecDeque;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use rustc_hash::FxHashMap;
 
@@ -117,14 +117,14 @@ impl Worker {
         let scratch = &mut self.scratch;
         scratch.identities.clear();
         scratch.identities.extend(read.iter().filter_map(|read| read.facts.identity));
-        let started = Instant::now();
-        let result = self.shared.store.lookup(
+        let started = clock::instant();
+        let result = self.shared.log.lookup(
             owned.shard,
             &scratch.identities,
             &mut scratch.lookup,
             &mut scratch.found,
         );
-        self.shared.metrics.log.lookup_seconds.observe(started.elapsed().as_secs_f64());
+        self.shared.metrics.log.lookup_seconds.observe((clock::instant() - started).as_secs_f64());
         result.map_err(|error| self.log_failed(error)).is_ok()
     }
 
@@ -325,8 +325,8 @@ impl Worker {
         if remaining == 0 {
             owned.absorbing = None;
             tracing::info!(%partition, until = %owned.absorb_until, "The partition has caught up with what was handled before.");
-        } else if owned.progress.elapsed() >= PROGRESS {
-            owned.progress = Instant::now();
+        } else if clock::instant() - owned.progress >= PROGRESS {
+            owned.progress = clock::instant();
             absorbing.set(format!(
                 "{partition} is reading again what was handled before: {remaining} records to offset {}",
                 owned.absorb_until

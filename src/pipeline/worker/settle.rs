@@ -6,7 +6,7 @@
 //!
 //! The offset is committed later, from the written frontier: never ahead of the log.
 
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use super::records::{Read, Subject};
 use super::{Due, Owned, Worker};
@@ -87,7 +87,7 @@ impl Worker {
             self.outcome(route, claim, outcome, wall, &mut repeated);
         }
         if !repeated.claims.is_empty() {
-            self.dispatch[route].hold(repeated.claims, Instant::now() + repeated.after);
+            self.dispatch[route].hold(repeated.claims, clock::instant() + repeated.after);
         }
     }
 
@@ -263,7 +263,7 @@ impl Worker {
                 let Some(owned) = self.owned.get_mut(partition) else { continue };
                 // Where all that was delivered is settled, the position is where delivery stands.
                 owned.frontier.end(owned.delivered);
-                self.batch.put_state(owned.shard, &owned.frontier.state(), &mut self.scratch.bytes);
+                self.batch.put_state(owned.shard, owned.frontier.state());
             }
             if !self.write_batch() {
                 return;
@@ -283,12 +283,12 @@ impl Worker {
     }
 
     fn write_batch(&mut self) -> bool {
-        let started = Instant::now();
-        if let Err(error) = self.shared.store.write(&mut self.batch) {
+        let started = clock::instant();
+        if let Err(error) = self.shared.log.write(&mut self.batch) {
             self.log_failed(error);
             return false;
         }
-        self.shared.metrics.log.write_seconds.observe(started.elapsed().as_secs_f64());
+        self.shared.metrics.log.write_seconds.observe((clock::instant() - started).as_secs_f64());
         true
     }
 

@@ -1,0 +1,71 @@
+//! Transactions: outputs, letters and the offsets of their records become visible together or not
+//! at all.
+//!
+//! ```text
+//! worker:      decide --> collect --> seal --------------------------------> answer --> log
+//! transactor:                         begin, outputs, offsets, high water, commit
+//! ```
+//!
+//! A worker collects in memory and hands over what is sealed; one transaction is under way while
+//! the next is collected. Only the answer lets the log follow.
+//!
+//! Owns: what is in a transaction and how it ended. Never: decides what is sent, or writes the
+//! log.
+
+use std::sync::Arc;
+
+use super::letters::Letter;
+use crate::identity::Identity;
+use crate::record::{Epoch, Record};
+use crate::source::Position;
+
+/// One transaction, sealed.
+#[derive(Debug)]
+pub struct Job {
+    /// Comes back with the answer.
+    pub number: u64,
+    /// In the order in which they are to be written.
+    pub outputs: Vec<Output>,
+    /// What the group and its companion commit, each under the epoch in which it was decided.
+    pub positions: Vec<(Epoch, Position)>,
+}
+
+/// One record to write.
+#[derive(Debug)]
+pub enum Output {
+    /// An input record, passed on to the topic of its route.
+    Record { route: usize, record: Record, identity: Option<Identity> },
+    /// To the dead-letter topic.
+    Letter { topic: Arc<str>, letter: Box<Letter> },
+}
+
+/// How a transaction ended.
+#[derive(Debug)]
+pub enum Ended {
+    /// All of it is visible.
+    Committed,
+    /// Nothing of it is or will be visible.
+    Aborted {
+        reason: String,
+        /// Places in [`Job::outputs`] that the broker refused for their size; a broker refuses
+        /// whole batches, so they may be innocent.
+        refused: Vec<usize>,
+    },
+    /// The broker did not say. Whoever enters the partitions anew finds out.
+    Unknown { reason: String },
+    /// Somebody else uses this `transactional.id`: a second daemon on a copy of the directory.
+    Hijacked { reason: String },
+}
+
+/// Whoever brings transactions to the broker, one after another.
+///
+/// Where a transaction did not commit, the answer comes when the next can begin: its producer is a
+/// new one, so that nothing of the old one can come late.
+pub trait Transactions: Send {
+    /// Starts it and returns at once. The answer is `Event::Transaction` with its number.
+    fn start(&mut self, job: Job);
+
+    /// To be called from time to time: gives up a call that does not end. Returns the number of
+    /// the transaction that ends with it as [`Ended::Unknown`].
+    fn watch(&mut self) -> Option<(u64, Ended)>;
+}
