@@ -32,7 +32,7 @@ pub use self::properties::Properties;
 
 use self::layers::Layers;
 use crate::dedup::expiry::Window;
-use crate::handler::{http, retry};
+use crate::handler::{http, kafka, retry};
 use crate::record::Timestamp;
 
 /// Where a configuration comes from; what is further down counts more. Not `Debug`: the environment
@@ -107,7 +107,7 @@ pub struct Kafka {
     pub start: Start,
     /// How often offsets are committed. Another instance runs again what was settled since then.
     pub commit_interval: Duration,
-    /// The same for transactions; without effect while no route has any.
+    /// The longest that an exactly-once route collects before it commits.
     pub transaction_interval: Duration,
     /// None of them is one that onced owns.
     pub properties: Properties,
@@ -184,6 +184,8 @@ pub enum Mode {
     /// It runs again, with the same idempotency key.
     #[default]
     AtLeastOnce,
+    /// What it did and its offset are visible together or not at all.
+    ExactlyOnce,
 }
 
 /// What happens to a record without an identity.
@@ -200,6 +202,8 @@ pub enum Missing {
 #[derive(Clone, Debug)]
 pub enum HandlerKind {
     Stdout,
+    /// Of exactly-once routes, and they have no other.
+    Kafka(kafka::Config),
     Http(http::Config),
     /// The name under which it was registered from Rust.
     Registered(String),

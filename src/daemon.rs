@@ -159,7 +159,7 @@ struct Daemon<'a> {
     board: Arc<Board>,
     heartbeats: Arc<Heartbeats>,
     hold: Arc<AtomicBool>,
-    handlers: Vec<Arc<dyn Handler>>,
+    handlers: Vec<Option<Arc<dyn Handler>>>,
     /// Held while no pipeline runs.
     idle: Latch,
     /// The log of the last run.
@@ -278,8 +278,8 @@ impl<'a> Daemon<'a> {
     }
 
     fn routes(&self) -> Vec<Arc<Route>> {
-        let make = |(config, handler): (&crate::config::Route, &Arc<dyn Handler>)| {
-            Route::new(config.clone(), Arc::clone(handler), self.metrics.route(&config.name))
+        let make = |(config, handler): (&crate::config::Route, &Option<Arc<dyn Handler>>)| {
+            Route::new(config.clone(), handler.clone(), self.metrics.route(&config.name))
         };
         self.config.routes.iter().zip(&self.handlers).map(make).collect()
     }
@@ -386,11 +386,12 @@ fn make_handlers(
     config: &Config,
     registered: &HashMap<String, Arc<dyn Handler>>,
     runtime: &Runtime,
-) -> Result<Vec<Arc<dyn Handler>>, Error> {
+) -> Result<Vec<Option<Arc<dyn Handler>>>, Error> {
     let _inside = runtime.enter();
-    let make = |route: &crate::config::Route| -> Result<Arc<dyn Handler>, Error> {
+    let make = |route: &crate::config::Route| -> Result<Option<Arc<dyn Handler>>, Error> {
         let name = || route.name.to_string();
-        Ok(match &route.handler {
+        Ok(Some(match &route.handler {
+            HandlerKind::Kafka(_) => return Ok(None),
             HandlerKind::Stdout => {
                 Arc::new(Stdout::new().map_err(|source| Error::Stdout { route: name(), source })?)
             }
@@ -402,7 +403,7 @@ fn make_handlers(
                 .get(kind)
                 .cloned()
                 .ok_or_else(|| Error::NoHandler { route: name(), kind: kind.clone() })?,
-        })
+        }))
     };
     config.routes.iter().map(make).collect()
 }

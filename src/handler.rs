@@ -5,6 +5,7 @@
 
 mod encode;
 pub mod http;
+pub mod kafka;
 pub mod retry;
 pub mod stdout;
 

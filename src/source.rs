@@ -143,7 +143,7 @@ impl Source {
         if positions.is_empty() {
             return Ok(());
         }
-        self.poller.commit(&commits(positions)?)
+        self.poller.commit(&offset_list(positions.iter())?)
     }
 
     /// Commits and waits for the answer.
@@ -154,7 +154,7 @@ impl Source {
         if positions.is_empty() {
             return Ok(());
         }
-        match self.consumer.commit(&commits(positions)?, CommitMode::Sync) {
+        match self.consumer.commit(&offset_list(positions.iter())?, CommitMode::Sync) {
             // The offsets were there already.
             Err(KafkaError::ConsumerCommit(RDKafkaErrorCode::NoOffset)) => Ok(()),
             result => result,
@@ -228,8 +228,14 @@ fn list(starts: &[(Partition, Offset)]) -> Result<TopicPartitionList, KafkaError
     Ok(list)
 }
 
-fn commits(positions: &[Position]) -> Result<TopicPartitionList, KafkaError> {
-    let mut list = TopicPartitionList::with_capacity(positions.len());
+/// Offsets with their metadata, as the client takes them.
+///
+/// # Errors
+/// A name or an offset that the client refuses.
+pub fn offset_list<'a>(
+    positions: impl Iterator<Item = &'a Position>,
+) -> Result<TopicPartitionList, KafkaError> {
+    let mut list = TopicPartitionList::new();
     for Position { partition, offset, metadata } in positions {
         let mut element = list.add_partition(&partition.topic, partition.index);
         element.set_offset(KafkaOffset::Offset(offset.0))?;

@@ -5,8 +5,7 @@
 //!
 //! Owns: the acknowledgement of what was sent. Never: decides what to do when it fails.
 
-use std::ffi::{CString, c_char, c_void};
-use std::ptr;
+use std::ffi::{CString, c_void};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -18,6 +17,7 @@ use rdkafka::error::{KafkaError, RDKafkaErrorCode};
 use rdkafka::message::DeliveryResult;
 use rdkafka::producer::{Producer as _, ProducerContext, ThreadedProducer};
 
+use super::headers::{NativeHeaders, parts};
 use super::letters::{Header, Letter};
 use crate::clock;
 use crate::logging;
@@ -130,7 +130,11 @@ impl LetterProducer {
     ) -> Result<(), SendError> {
         let refused = |source| SendError::of(topic, source);
         let name = CString::new(topic).map_err(|error| refused(error.into()))?;
-        let headers = NativeHeaders::new(headers);
+        let mut native_headers = NativeHeaders::new(headers.len());
+        for (name, value) in headers {
+            native_headers.add(name, value.as_deref());
+        }
+        let headers = native_headers;
         let (key, key_len) = parts(key);
         let (payload, payload_len) = parts(payload);
         let opaque = Box::into_raw(ticket);
@@ -151,7 +155,7 @@ impl LetterProducer {
                 payload,
                 payload_len,
                 vtype::RD_KAFKA_VTYPE_HEADERS,
-                headers.pointer,
+                headers.as_ptr(),
                 vtype::RD_KAFKA_VTYPE_OPAQUE,
                 opaque.cast::<c_void>(),
                 vtype::RD_KAFKA_VTYPE_END,
@@ -179,46 +183,5 @@ impl Letters for LetterProducer {
             Ticket { token, topic: topic.to_owned(), acknowledged: Arc::clone(acknowledged) };
         let headers = letter.headers(clock::now());
         self.produce(topic, letter.key(), letter.payload(), &headers, Box::new(ticket))
-    }
-}
-
-fn parts(bytes: Option<&[u8]>) -> (*const c_void, usize) {
-    bytes.map_or((ptr::null(), 0), |bytes| (bytes.as_ptr().cast(), bytes.len()))
-}
-
-/// Headers in librdkafka's memory, freed unless they were given away with a message.
-struct NativeHeaders {
-    pointer: *mut native::rd_kafka_headers_t,
-}
-
-impl NativeHeaders {
-    fn new(headers: &[Header]) -> Self {
-        // SAFETY: creates an empty list that we own.
-        let pointer = unsafe { native::rd_kafka_headers_new(headers.len()) };
-        for (name, value) in headers {
-            let (value, value_len) = parts(value.as_deref());
-            // SAFETY: both are copied; the lengths are those of the slices.
-            unsafe {
-                native::rd_kafka_header_add(
-                    pointer,
-                    name.as_ptr().cast::<c_char>(),
-                    name.len() as isize,
-                    value,
-                    value_len as isize,
-                );
-            }
-        }
-        Self { pointer }
-    }
-
-    fn given_away(self) {
-        std::mem::forget(self);
-    }
-}
-
-impl Drop for NativeHeaders {
-    fn drop(&mut self) {
-        // SAFETY: ours until given away.
-        unsafe { native::rd_kafka_headers_destroy(self.pointer) }
     }
 }

@@ -12,6 +12,10 @@
 //! Owns: what is in a transaction and how it ended. Never: decides what is sent, or writes the
 //! log.
 
+mod client;
+pub mod phase;
+pub mod transactor;
+
 use std::sync::Arc;
 
 use super::letters::Letter;

@@ -4,14 +4,15 @@
 
 use std::time::Duration;
 
-use super::section::{Section, any_of};
+use super::section::{Choices, Section, any_of};
 use super::{HandlerKind, raw};
-use crate::handler::http;
+use crate::handler::kafka::{Partitioner, Place};
+use crate::handler::{http, kafka};
 
 /// The kinds of this version.
-const AVAILABLE: [&str; 2] = ["stdout", "http"];
+const AVAILABLE: [&str; 3] = ["stdout", "http", "kafka"];
 /// Their names are kept, so that a configuration for a later version says what it lacks.
-const UNAVAILABLE: [&str; 3] = ["kafka", "command", "postgres"];
+const UNAVAILABLE: [&str; 2] = ["command", "postgres"];
 
 /// True where a name cannot be registered from Rust.
 pub(super) fn is_built_in(name: &str) -> bool {
@@ -37,6 +38,7 @@ pub(super) fn resolve(
     let resolved = match kind {
         "stdout" => HandlerKind::Stdout,
         "http" => HandlerKind::Http(http(at, raw)),
+        "kafka" => HandlerKind::Kafka(kafka(at, raw)),
         name if registered.iter().any(|registered| registered == name) => {
             HandlerKind::Registered(name.into())
         }
@@ -48,6 +50,45 @@ pub(super) fn resolve(
     };
     check_keys(at, raw, kind);
     resolved
+}
+
+/// Handlers that are called, record by record.
+const CALLED: &[&str] = &["http", "stdout"];
+
+const PARTITION: &Choices<Place> = &[("key", Ok(Place::Key)), ("same", Ok(Place::Same))];
+
+const PARTITIONER: &Choices<Partitioner> = &[
+    ("murmur2", Ok(Partitioner::Murmur2)),
+    ("crc32", Ok(Partitioner::Crc32)),
+    ("fnv1a", Ok(Partitioner::Fnv1a)),
+    ("random", Ok(Partitioner::Random)),
+];
+
+fn kafka(at: &mut Section<'_>, raw: &raw::Handler) -> kafka::Config {
+    let topic = match raw.topic.as_deref() {
+        Some(topic) => at.topic("handler.topic", topic),
+        None => {
+            at.missing("handler.topic", "is needed: the topic that records are passed on to");
+            "".into()
+        }
+    };
+    let place = raw.partition.as_deref();
+    if place == Some("same") && raw.partitioner.is_some() {
+        at.problem(
+            "handler.partitioner",
+            "has no effect with handler.partition = \"same\": leave it out",
+        );
+    }
+    kafka::Config {
+        topic,
+        partition: at.choice("handler.partition", place, PARTITION, Place::default()),
+        partitioner: at.choice(
+            "handler.partitioner",
+            raw.partitioner.as_deref(),
+            PARTITIONER,
+            Partitioner::default(),
+        ),
+    }
 }
 
 fn known(registered: &[String]) -> String {
@@ -71,6 +112,10 @@ fn check_keys(at: &mut Section<'_>, raw: &raw::Handler, kind: &str) {
         ("statement", raw.statement.is_some(), &["postgres"]),
         ("parameters", raw.parameters.is_some(), &["postgres"]),
         ("batch", raw.batch.is_some(), &["postgres"]),
+        ("concurrency", kind == "kafka" && raw.concurrency.is_some(), CALLED),
+        ("order", kind == "kafka" && raw.order.is_some(), CALLED),
+        ("rate", kind == "kafka" && raw.rate.is_some(), CALLED),
+        ("idempotency_key", kind == "kafka" && raw.idempotency_key.is_some(), CALLED),
     ] {
         if given && !kinds.contains(&kind) {
             let available = kinds.iter().any(|kind| AVAILABLE.contains(kind));
@@ -130,7 +175,7 @@ fn check_url(url: &str) -> Result<(), &'static str> {
 #[cfg(test)]
 mod tests {
     use super::super::tests::{check_route_refused, route};
-    use super::super::{Sources, load};
+    use super::super::{Mode, Sources, load};
     use super::*;
 
     fn load_with(handlers: &[&str], kind: &str) -> Result<HandlerKind, String> {
@@ -153,12 +198,12 @@ mod tests {
         assert_eq!(
             load_with(&["book", "ship"], "shop").unwrap_err(),
             "routes.p.handler.kind = \"shop\": there is no such handler; known handlers: \"stdout\", \
-             \"http\", \"book\", \"ship\" (--set routes.p.handler.kind)"
+             \"http\", \"kafka\", \"book\", \"ship\" (--set routes.p.handler.kind)"
         );
         assert_eq!(
-            load_with(&[], "kafka").unwrap_err(),
-            "routes.p.handler.kind = \"kafka\": not available in this version; known handlers: \
-             \"stdout\", \"http\", and those registered from Rust (none here) \
+            load_with(&[], "command").unwrap_err(),
+            "routes.p.handler.kind = \"command\": not available in this version; known handlers: \
+             \"stdout\", \"http\", \"kafka\", and those registered from Rust (none here) \
              (--set routes.p.handler.kind)"
         );
     }
@@ -169,6 +214,35 @@ mod tests {
             let error = load_with(&[name], "stdout").unwrap_err();
             assert!(error.starts_with("handlers: "), "{error}");
         }
+    }
+
+    #[test]
+    fn a_kafka_handler_is_exactly_once_and_has_a_topic_of_its_own() {
+        let only = ["handler={ kind = 'kafka', topic = 'out', partitioner = 'crc32' }"];
+        let passed = route(&only);
+        let HandlerKind::Kafka(config) = passed.handler else { panic!("not kafka: {passed:?}") };
+        assert_eq!((&*config.topic, config.partitioner), ("out", Partitioner::Crc32));
+        assert_eq!((config.partition, passed.mode), (Place::Key, Mode::ExactlyOnce));
+        check_route_refused(
+            &["handler.kind=kafka"],
+            &["handler.topic: is needed: the topic that records are passed on to"],
+        );
+        for wrong in [
+            "handler={ kind = 'kafka', topic = 'payments' }",
+            "handler={ kind = 'kafka', topic = 'out', concurrency = 3 }",
+            "handler={ kind = 'kafka', topic = 'out', partition = 'same', partitioner = 'crc32' }",
+        ] {
+            let key = "routes.payments.handler.";
+            let error = super::super::tests::load_set(&[&format!("routes.payments.{wrong}")]);
+            let [problem] = error.unwrap_err().problems.try_into().expect("one problem");
+            assert!(problem.key.starts_with(key), "{problem:?}");
+        }
+        for mode in ["at-least-once", "at-most-once"] {
+            let mode = format!("routes.payments.mode={mode}");
+            let handler = format!("routes.payments.{}", only[0]);
+            assert!(super::super::tests::load_set(&[&mode, &handler]).is_err());
+        }
+        assert!(super::super::tests::load_set(&["routes.payments.mode=exactly-once"]).is_err());
     }
 
     #[test]
@@ -195,9 +269,8 @@ mod tests {
             &[
                 "handler.url = \"http://h\": belongs to the http or postgres handler; the handler of \
                  this route is \"stdout\": leave it out (--set routes.payments.handler.url)",
-                "handler.topic = \"out\": belongs to the kafka handler, not available in this version; \
-                 the handler of this route is \"stdout\": leave it out \
-                 (--set routes.payments.handler.topic)",
+                "handler.topic = \"out\": belongs to the kafka handler; the handler of this \
+                 route is \"stdout\": leave it out (--set routes.payments.handler.topic)",
                 "handler.batch = 5: belongs to the postgres handler, not available in this version; \
                  the handler of this route is \"stdout\": leave it out \
                  (--set routes.payments.handler.batch)",
@@ -211,7 +284,7 @@ mod tests {
             &["handler={ kind = 'postgres', url = 'postgres://h', statement = 's', batch = 5 }"],
             &[
                 "handler.kind = \"postgres\": not available in this version; known handlers: \"stdout\", \
-               \"http\", and those registered from Rust (none here) (--set routes.payments.handler)",
+               \"http\", \"kafka\", and those registered from Rust (none here) (--set routes.payments.handler)",
             ],
         );
     }

@@ -14,7 +14,7 @@ use super::error::Problem;
 use super::layers::Layers;
 use super::properties;
 use super::section::Section;
-use super::{Admin, Config, Kafka, Log, Route, Runtime, Start, raw, route};
+use super::{Admin, Config, HandlerKind, Kafka, Log, Route, Runtime, Start, raw, route};
 use crate::record::Timestamp;
 
 const MILLISECOND: Duration = Duration::from_millis(1);
@@ -213,6 +213,15 @@ fn check_routes(layers: &Layers, routes: &[Route], problems: &mut Vec<Problem>) 
                 ),
                 None => {}
             }
+        }
+    }
+    for route in routes {
+        let HandlerKind::Kafka(kafka) = &route.handler else { continue };
+        if route.topics.contains(&kafka.topic) {
+            let rule = "is an input topic of this route: its outputs would be passed on for ever; \
+                        choose another topic";
+            Section::new(layers, problems, route::prefix(&route.name))
+                .problem("handler.topic", rule);
         }
     }
     for route in routes {

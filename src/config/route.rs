@@ -28,14 +28,35 @@ const CONCURRENCY: u32 = 64;
 const CONCURRENCY_STDOUT: u32 = 1024;
 const CONCURRENCY_MAX: u32 = 100_000;
 
-const ONE_MODE: &str = "not available in this version; under \"at-least-once\" every attempt \
-                        carries the same idempotency key";
+const NO_AT_MOST_ONCE: &str = "not available in this version; under \"at-least-once\" every \
+                               attempt carries the same idempotency key";
 
 const MODES: &Choices<Mode> = &[
     ("at-least-once", Ok(Mode::AtLeastOnce)),
-    ("exactly-once", Err(ONE_MODE)),
-    ("at-most-once", Err(ONE_MODE)),
+    ("exactly-once", Ok(Mode::ExactlyOnce)),
+    ("at-most-once", Err(NO_AT_MOST_ONCE)),
 ];
+
+/// The handler decides: a call to the outside cannot be undone, and an output can.
+fn mode(at: &mut Section<'_>, given: Option<&str>, handler: &HandlerKind) -> Mode {
+    let (own, rule) = match handler {
+        HandlerKind::Kafka(_) => (
+            Mode::ExactlyOnce,
+            "a kafka handler is always \"exactly-once\": outputs and offsets are one transaction; \
+             leave it out",
+        ),
+        _ => (
+            Mode::AtLeastOnce,
+            "needs a kafka handler: a call to another system cannot be taken back; under \
+             \"at-least-once\" every attempt carries the same idempotency key",
+        ),
+    };
+    let chosen = at.choice("mode", given, MODES, own);
+    if chosen != own {
+        at.problem("mode", rule);
+    }
+    own
+}
 
 const MISSING: &Choices<Missing> = &[
     ("process", Ok(Missing::Process)),
@@ -100,7 +121,7 @@ pub(super) fn resolve(
     let handler = handler::resolve(at, &raw.handler, registered);
     let concurrency = match handler {
         HandlerKind::Stdout => CONCURRENCY_STDOUT,
-        HandlerKind::Http(_) | HandlerKind::Registered(_) => CONCURRENCY,
+        HandlerKind::Http(_) | HandlerKind::Registered(_) | HandlerKind::Kafka(_) => CONCURRENCY,
     };
     let conflict = at.choice(
         "policy.conflict",
@@ -111,7 +132,7 @@ pub(super) fn resolve(
     let route = Route {
         name: name.into(),
         topics: topics(at, name, raw.topics.as_deref()),
-        mode: at.choice("mode", raw.mode.as_deref(), MODES, Mode::AtLeastOnce),
+        mode: mode(at, raw.mode.as_deref(), &handler),
         identity: identity::resolve(at, &raw.identity, conflict),
         missing: at.choice(
             "identity.missing",
@@ -365,7 +386,6 @@ mod tests {
     #[test]
     fn what_is_not_available_is_known_and_refused() {
         for (key, value) in [
-            ("mode", "\"exactly-once\""),
             ("mode", "\"at-most-once\""),
             ("shadow", "true"),
             ("policy.duplicate", "\"audit\""),
@@ -374,7 +394,6 @@ mod tests {
             ("results.keep", "true"),
             ("results.max", "\"1MiB\""),
             ("results.topic", "\"results\""),
-            ("handler.kind", "\"kafka\""),
             ("handler.kind", "\"command\""),
             ("handler.kind", "\"postgres\""),
         ] {

@@ -49,6 +49,7 @@ fn route_status(route: &Route) -> Value {
         "handler": match &config.handler {
             HandlerKind::Stdout => "stdout",
             HandlerKind::Http(_) => "http",
+            HandlerKind::Kafka(_) => "kafka",
             HandlerKind::Registered(kind) => kind,
         },
         "paused_because": route.pause_reason(),

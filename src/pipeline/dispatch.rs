@@ -130,13 +130,13 @@ impl Dispatch {
     /// claims that were called.
     pub fn pump(&mut self, called: &mut Vec<Partition>) {
         let held = self.held_until.is_some_and(|until| clock::instant() < until);
-        if held || self.route.paused() {
+        if held || self.ready.is_empty() || self.route.paused() {
             return;
         }
         self.held_until = None;
-        let one_call = self.route.handler.keeps_order();
+        let one_call = self.route.handler().keeps_order();
         let paced = self.route.config.rate > 0;
-        let batch_max = if paced { 1 } else { self.route.handler.batch_max().max(1) };
+        let batch_max = if paced { 1 } else { self.route.handler().batch_max().max(1) };
         while !self.ready.is_empty() && (!one_call || self.calls == 0) {
             if paced && let Err(at) = self.route.take_call() {
                 self.held_until = Some(at);
@@ -196,12 +196,12 @@ impl Dispatch {
         }
         self.calls += 1;
         self.route.metrics.in_flight.add(claims.len() as i64);
-        let handler = Arc::clone(&self.route.handler);
+        let handler = Arc::clone(self.route.handler());
         self.outside.call(self.index, handler, claims, self.events.clone());
     }
 
     fn order_key(&self, claim: &Claim) -> Option<OrderKey> {
-        if self.route.handler.keeps_order() {
+        if self.route.handler().keeps_order() {
             return None;
         }
         let key = match self.route.config.order {

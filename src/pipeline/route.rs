@@ -4,14 +4,15 @@ use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
-use crate::handler::Handler;
+use crate::handler::{Handler, kafka};
 use crate::metrics::RouteMetrics;
 use crate::readiness::{Latch, Readiness};
 use crate::{clock, config};
 
 pub struct Route {
     pub config: config::Route,
-    pub handler: Arc<dyn Handler>,
+    /// `None`: records are passed on in transactions, and nothing is called.
+    handler: Option<Arc<dyn Handler>>,
     pub metrics: RouteMetrics,
     /// `identity::Config::definition`, stamped into commits and shards.
     pub definition: u64,
@@ -26,7 +27,7 @@ impl Route {
     #[must_use]
     pub fn new(
         config: config::Route,
-        handler: Arc<dyn Handler>,
+        handler: Option<Arc<dyn Handler>>,
         metrics: RouteMetrics,
     ) -> Arc<Self> {
         Arc::new(Self {
@@ -39,6 +40,21 @@ impl Route {
             handler,
             metrics,
         })
+    }
+
+    /// The handler of a route that calls one.
+    #[must_use]
+    pub fn handler(&self) -> &Arc<dyn Handler> {
+        self.handler.as_ref().expect("a record is submitted only where there is a handler")
+    }
+
+    /// Where records are passed on to, in transactions.
+    #[must_use]
+    pub fn passes_on(&self) -> Option<&kafka::Config> {
+        match &self.config.handler {
+            config::HandlerKind::Kafka(kafka) => Some(kafka),
+            _ => None,
+        }
     }
 
     /// Nothing is with the handler: what an earlier run of the pipeline left there counts no more.

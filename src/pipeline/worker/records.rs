@@ -259,7 +259,7 @@ impl Worker {
     fn claim(&self, route: usize, read: Read) -> Claim {
         let route_of = &self.shared.routes[route];
         let gives_client_key = route_of.config.idempotency_key == KeyGiven::Client;
-        let wanted = gives_client_key || route_of.handler.wants_client_key();
+        let wanted = gives_client_key || route_of.handler().wants_client_key();
         let client_key = wanted.then(|| self.identifiers[route].client_key(&read.record)).flatten();
         Claim {
             identity: read.facts.identity,

@@ -168,7 +168,7 @@ impl Worker {
             return self.give_up(route, claim);
         }
         match config.retry.delay(claim.attempt, after, fastrand::f64()) {
-            Some(delay) if self.shared.routes[route].handler.keeps_order() => {
+            Some(delay) if self.shared.routes[route].handler().keeps_order() => {
                 repeated.after = repeated.after.max(delay);
                 repeated.claims.push(claim);
             }

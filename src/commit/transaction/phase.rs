@@ -1,0 +1,67 @@
+//! Which step of its transaction a transactor is in: for `/status`, and to notice a call that does
+//! not end.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
+
+use crate::clock;
+
+/// A step of the protocol, in its order.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Phase {
+    /// No transaction is under way.
+    #[default]
+    Idle,
+    /// A new producer registers; what the last one left open is aborted.
+    Initialising,
+    Producing,
+    Delivering,
+    Offsets,
+    HighWater,
+    Committing,
+    Aborting,
+}
+
+const ALL: [(Phase, &str); 8] = [
+    (Phase::Idle, "idle"),
+    (Phase::Initialising, "initialising"),
+    (Phase::Producing, "producing"),
+    (Phase::Delivering, "delivering"),
+    (Phase::Offsets, "offsets"),
+    (Phase::HighWater, "high-water"),
+    (Phase::Committing, "committing"),
+    (Phase::Aborting, "aborting"),
+];
+
+impl Phase {
+    #[must_use]
+    pub fn name(self) -> &'static str {
+        ALL.iter().find(|(phase, _)| *phase == self).map_or("", |(_, name)| name)
+    }
+}
+
+/// The phase, and since when. Written by one thread, read by others.
+#[derive(Clone, Debug, Default)]
+pub struct Progress {
+    /// The phase in the lowest byte, above it milliseconds of the wall clock.
+    cell: Arc<AtomicU64>,
+}
+
+impl Progress {
+    pub fn set(&self, phase: Phase) {
+        let place = ALL.iter().position(|(one, _)| *one == phase).unwrap_or(0) as u64;
+        let now = clock::now().0.max(0).unsigned_abs();
+        self.cell.store(now << 8 | place, Ordering::Relaxed);
+    }
+
+    /// The phase, and for how long it has lasted.
+    #[must_use]
+    pub fn get(&self) -> (Phase, Duration) {
+        let cell = self.cell.load(Ordering::Relaxed);
+        let place = usize::try_from(cell & 0xff).unwrap_or(0);
+        let phase = ALL.get(place).map_or(Phase::Idle, |(phase, _)| *phase);
+        let now = clock::now().0.max(0).unsigned_abs();
+        (phase, Duration::from_millis(now.saturating_sub(cell >> 8)))
+    }
+}
