@@ -19,18 +19,21 @@ use tokio::runtime::Runtime;
 
 use crate::admin::{self, AdminError};
 use crate::commit::producer::{LetterProducer, Letters};
-use crate::config::{Config, HandlerKind};
+use crate::commit::transaction::phase::Progress;
+use crate::config::{Config, HandlerKind, Mode};
 use crate::dedup::store::{self, Stamp};
 use crate::dedup::{LogError, Store};
 use crate::handler::Handler;
 use crate::handler::http::{Http, HttpError};
 use crate::handler::stdout::{Stdout, StdoutError};
 use crate::metrics::Metrics;
-use crate::pipeline::{self, Board, Failure, Heartbeats, Kept, Route, Shared};
+use crate::pipeline::{self, Board, Failure, Heartbeats, Kept, Route, Shared, Transacting};
 use crate::readiness::{Latch, Readiness};
 use crate::shutdown::Shutdown;
 use crate::source::client;
+use crate::source::companion::Companion;
 use crate::source::lookup::Lookup;
+use crate::source::membership::Membership;
 
 /// The ways in which the process ends. They are a contract.
 pub mod exit {
@@ -159,6 +162,8 @@ struct Daemon<'a> {
     board: Arc<Board>,
     heartbeats: Arc<Heartbeats>,
     hold: Arc<AtomicBool>,
+    /// Of the transactions, by worker.
+    progress: Vec<Progress>,
     handlers: Vec<Option<Arc<dyn Handler>>>,
     /// Held while no pipeline runs.
     idle: Latch,
@@ -178,6 +183,10 @@ impl<'a> Daemon<'a> {
             board: Arc::default(),
             heartbeats: Arc::new(Heartbeats::new(config.runtime.workers)),
             hold: Arc::default(),
+            progress: vec![(); config.runtime.workers]
+                .iter()
+                .map(|()| Progress::default())
+                .collect(),
             config: Arc::new(config),
             runtime,
             shutdown,
@@ -193,6 +202,7 @@ impl<'a> Daemon<'a> {
             board: Arc::clone(&self.board),
             readiness: self.readiness.clone(),
             metrics: Arc::clone(&self.metrics),
+            progress: self.progress.clone(),
         };
         self.serve_admin(status)?;
         let lookup = Lookup::new(&self.config.kafka).map_err(|error| Error::client(&error))?;
@@ -242,6 +252,7 @@ impl<'a> Daemon<'a> {
             readiness: self.readiness.clone(),
             hold: Arc::clone(&self.hold),
         })?;
+        let store_id = store.directory_id().to_owned();
         let shared = Arc::new(Shared {
             letters: self.letter_producer()?,
             config: Arc::clone(&self.config),
@@ -253,6 +264,7 @@ impl<'a> Daemon<'a> {
             board: Arc::clone(&self.board),
             heartbeats: Arc::clone(&self.heartbeats),
             calls: Arc::new(pipeline::Spawned(self.runtime.handle().clone())),
+            transacting: self.transacting(store_id)?,
             shutdown: self.shutdown.clone(),
             hold: Arc::clone(&self.hold),
             commit_interval: self.config.kafka.commit_interval,
@@ -291,6 +303,24 @@ impl<'a> Daemon<'a> {
         }
         let producer = LetterProducer::new(client::base(&self.config.kafka));
         Ok(Some(Arc::new(producer.map_err(|error| Error::client(&error))?)))
+    }
+
+    /// What exactly-once routes need, where there are any.
+    fn transacting(&self, directory_id: String) -> Result<Option<Transacting>, Error> {
+        if self.config.routes.iter().all(|route| route.mode != Mode::ExactlyOnce) {
+            return Ok(None);
+        }
+        let kafka = &self.config.kafka;
+        let companion = Companion::new(kafka).map_err(|error| Error::client(&error))?;
+        let (client, timeout) = client::transactional(kafka);
+        Ok(Some(Transacting {
+            client,
+            timeout,
+            id: format!("{}-{directory_id}", kafka.group),
+            membership: Membership::default(),
+            companion: Arc::new(companion),
+            progress: self.progress.clone(),
+        }))
     }
 
     fn serve_admin(&self, status: status::Source) -> Result<(), Error> {
@@ -335,10 +365,14 @@ impl<'a> Daemon<'a> {
         None
     }
 
-    /// Every input and dead-letter topic is there.
+    /// Every input, output and dead-letter topic is there.
     fn check_topics(&self, lookup: &Lookup) -> Result<(), Error> {
         for route in &self.config.routes {
-            for topic in route.topics.iter().chain(&route.dead_letter) {
+            let output = match &route.handler {
+                HandlerKind::Kafka(kafka) => Some(&kafka.topic),
+                _ => None,
+            };
+            for topic in route.topics.iter().chain(&route.dead_letter).chain(output) {
                 match lookup.partition_count(topic) {
                     Err(source)
                         if source.rdkafka_error_code()

@@ -29,6 +29,7 @@ pub struct Metrics {
     partitions: PartitionFamilies,
     pub log: LogMetrics,
     pub rebalances: Counters<Rebalance>,
+    pub transactions: TransactionMetrics,
     /// 1 when every assigned partition is past what it absorbs.
     pub ready: IntGauge,
 }
@@ -45,6 +46,7 @@ impl Metrics {
             "Assignments, revocations and lost assignments that the broker reported.",
             &["kind"],
         );
+        let transactions = TransactionMetrics::new(&mut catalogue);
         let ready = catalogue.gauge(
             "onced_ready",
             "1 when every assigned partition is past the offset up to which it absorbs, else 0.",
@@ -60,6 +62,7 @@ impl Metrics {
             partitions,
             log,
             rebalances: Counters::new(&rebalances, &[]),
+            transactions,
             ready,
             registry: catalogue.registry,
             names: catalogue.names,
@@ -157,6 +160,13 @@ pub struct LogMetrics {
     pub expired: IntCounter,
 }
 
+/// The metrics of transactions.
+#[derive(Clone)]
+pub struct TransactionMetrics {
+    pub ended: Counters<TransactionLabel>,
+    pub seconds: Histogram,
+}
+
 /// One counter for each value of a label.
 #[derive(Clone)]
 pub struct Counters<L> {
@@ -246,6 +256,15 @@ label! {
         Assigned = "assigned",
         Revoked = "revoked",
         Lost = "lost",
+    }
+}
+
+label! {
+    /// How a transaction ended.
+    TransactionLabel {
+        Committed = "committed",
+        Aborted = "aborted",
+        Unknown = "unknown",
     }
 }
 
@@ -425,6 +444,24 @@ impl LogMetrics {
     }
 }
 
+impl TransactionMetrics {
+    fn new(catalogue: &mut Catalogue) -> Self {
+        let ended = catalogue.counters(
+            "onced_transactions_total",
+            "Transactions of exactly-once routes, by how they ended.",
+            &["result"],
+        );
+        Self {
+            ended: Counters::new(&ended, &[]),
+            seconds: catalogue.histogram(
+                "onced_transaction_seconds",
+                "From the end of collecting to the answer of the broker.",
+                &TRANSACTION_BUCKETS,
+            ),
+        }
+    }
+}
+
 // In seconds. Each ends where an operator must act, not where the values end.
 const HANDLER_BUCKETS: [f64; 14] =
     [0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 15.0, 60.0];
@@ -434,6 +471,8 @@ const LOOKUP_BUCKETS: [f64; 13] = [
     0.000_01, 0.000_025, 0.000_05, 0.0001, 0.000_25, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025,
     0.05, 0.1,
 ];
+const TRANSACTION_BUCKETS: [f64; 12] =
+    [0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 15.0, 60.0];
 const WRITE_BUCKETS: [f64; 13] =
     [0.000_05, 0.0001, 0.000_25, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.5, 1.0];
 const MINUTE: f64 = 60.0;

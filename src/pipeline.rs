@@ -34,6 +34,7 @@ pub use self::poller::run;
 pub use self::route::Route;
 use self::worker::Event;
 use crate::commit::producer::Letters;
+use crate::commit::transaction::phase::Progress;
 use crate::config::Config;
 use crate::dedup::{Log, LogError};
 use crate::handler::BoxError;
@@ -42,6 +43,8 @@ use crate::readiness::Readiness;
 use crate::record::{Epoch, Partition};
 use crate::shutdown::Shutdown;
 use crate::source::Position;
+use crate::source::companion::Companion;
+use crate::source::membership::Membership;
 
 /// What all threads of the pipeline share.
 pub struct Shared {
@@ -61,8 +64,24 @@ pub struct Shared {
     /// The disk is nearly full: nothing is consumed until it is not.
     pub hold: Arc<AtomicBool>,
     pub commit_interval: Duration,
+    /// `None`: no route has transactions.
+    pub transacting: Option<Transacting>,
     /// The workers, to wake them when a permit of another became free.
     pub workers: std::sync::OnceLock<Vec<Sender<Event>>>,
+}
+
+/// What all transactions of the process have in common.
+pub struct Transacting {
+    /// Of the producers; each worker's `transactional.id` is added.
+    pub client: rdkafka::ClientConfig,
+    /// The group and the data directory: another copy of the directory is fenced by this one.
+    pub id: String,
+    /// `transaction.timeout.ms`.
+    pub timeout: Duration,
+    pub membership: Membership,
+    pub companion: Arc<Companion>,
+    /// By worker.
+    pub progress: Vec<Progress>,
 }
 
 /// For how many milliseconds a topic can be read again, where it is limited.
@@ -104,6 +123,13 @@ pub(crate) enum Command {
         rebalance: u64,
         result: Result<Vec<Entered>, Failure>,
     },
+    /// The transaction of these partitions did not commit: they are to be entered anew.
+    Reenter(Vec<(Partition, Epoch)>),
+    /// Everything is known to start these partitions anew.
+    Reentered {
+        ticket: u64,
+        result: Result<Vec<Entered>, Failure>,
+    },
     Fail(Failure),
 }
 
@@ -125,6 +151,10 @@ pub enum Failure {
     /// The daemon starts the partition anew, which goes on or refuses.
     #[error("{partition}: the next offset is no longer in the topic")]
     OutOfRange { partition: Partition },
+    #[error(
+        "another daemon uses the transactional id of worker {worker}: is log.dir a copy of a directory that is in use? start each daemon with a directory of its own ({reason})"
+    )]
+    Hijacked { worker: usize, reason: String },
     #[error("a worker thread panicked; this is a defect of onced")]
     Panicked,
 }

@@ -21,6 +21,7 @@ use rdkafka::consumer::{BaseConsumer, CommitMode, Consumer as _, RebalanceProtoc
 use rdkafka::error::{KafkaError, RDKafkaErrorCode};
 use rdkafka::{Offset as KafkaOffset, TopicPartitionList};
 
+use self::membership::GroupMetadata;
 use self::poll::{Poller, Reporting};
 use crate::config::Kafka;
 use crate::record::{Offset, Partition, Record};
@@ -133,6 +134,26 @@ impl Source {
     /// The client's, where the partitions are not assigned.
     pub fn resume(&self, partitions: &[Partition]) -> Result<(), KafkaError> {
         self.consumer.resume(&names(partitions))
+    }
+
+    /// Goes on reading elsewhere. What was fetched before is not delivered any more.
+    ///
+    /// # Errors
+    /// The client's, for the first partition that could not be moved in this time.
+    pub fn seek(
+        &self,
+        starts: &[(Partition, Offset)],
+        patience: Duration,
+    ) -> Result<(), KafkaError> {
+        let moved = self.consumer.seek_partitions(list(starts)?, patience)?;
+        moved.elements().iter().try_for_each(|element| element.error())
+    }
+
+    /// How the group sees this member. `None`: it has none.
+    #[must_use]
+    pub fn group_metadata(&self) -> Option<GroupMetadata> {
+        // SAFETY: the consumer is alive.
+        unsafe { GroupMetadata::of(self.consumer.client().native_ptr()) }
     }
 
     /// Commits in the background; the answer is [`Event::Committed`].

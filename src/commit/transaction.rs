@@ -43,6 +43,17 @@ pub enum Output {
     Letter { topic: Arc<str>, letter: Box<Letter> },
 }
 
+impl Output {
+    /// The input record that it comes from.
+    #[must_use]
+    pub fn source(&self) -> &Record {
+        match self {
+            Self::Record { record, .. } => record,
+            Self::Letter { letter, .. } => &letter.record,
+        }
+    }
+}
+
 /// How a transaction ended.
 #[derive(Debug)]
 pub enum Ended {

@@ -4,6 +4,7 @@ use std::sync::Arc;
 
 use serde_json::{Value, json};
 
+use crate::commit::transaction::phase::Progress;
 use crate::config::{Config, HandlerKind};
 use crate::metrics::{Label as _, Metrics, VerdictLabel};
 use crate::pipeline::{Board, Route};
@@ -15,6 +16,8 @@ pub(super) struct Source {
     pub(super) board: Arc<Board>,
     pub(super) readiness: Readiness,
     pub(super) metrics: Arc<Metrics>,
+    /// Of the transactions, by worker.
+    pub(super) progress: Vec<Progress>,
 }
 
 impl Source {
@@ -27,6 +30,7 @@ impl Source {
             "not_ready_because": reasons,
             "routes": self.routes.iter().map(|route| route_status(route)).collect::<Vec<_>>(),
             "partitions": self.board.partitions(),
+            "transactions": self.progress.iter().map(|at| at.get().0.name()).collect::<Vec<_>>(),
             "log": {
                 "dir": self.config.log.dir.display().to_string(),
                 "entries": self.metrics.log.entries.get(),

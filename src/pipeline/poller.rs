@@ -7,6 +7,7 @@
 
 mod membership;
 mod offsets;
+mod reenter;
 
 use std::sync::Arc;
 use std::sync::mpsc::{Receiver, Sender, channel};
@@ -17,9 +18,12 @@ use rdkafka::error::KafkaError;
 use rustc_hash::FxHashMap;
 
 use self::membership::{Drain, Entering};
+use self::reenter::Reentering;
 use super::lane::{Lane, Poller as LanePoller};
 use super::worker::{Event as WorkerEvent, Worker};
 use super::{Command, Failure, Shared};
+use crate::commit::transaction::Transactions;
+use crate::commit::transaction::transactor::{Settings, Transactor};
 use crate::metrics::PartitionMetrics;
 use crate::readiness::Latch;
 use crate::record::{Epoch, Offset, Partition, Record};
@@ -44,6 +48,9 @@ const TROUBLE: Duration = Duration::from_secs(2);
 
 const HOUSEKEEPING: Duration = Duration::from_secs(1);
 
+/// How often the group's metadata are read for transactions, besides at every rebalance event.
+const MEMBERSHIP: Duration = Duration::from_millis(100);
+
 /// How long leaving the group may take.
 const LEAVE_PATIENCE: Duration = Duration::from_secs(10);
 
@@ -56,8 +63,7 @@ const LEAVE_PATIENCE: Duration = Duration::from_secs(10);
 /// Why the pipeline ended by itself.
 pub fn run(shared: &Arc<Shared>, idle: &Latch) -> Result<(), Failure> {
     let kafka = &shared.config.kafka;
-    let failed =
-        |source| Failure::Kafka { action: "cannot create the consumer".to_owned(), source };
+    let failed = |source| Failure::Kafka { action: "cannot create a client".to_owned(), source };
     let topics: Vec<&str> = shared
         .routes
         .iter()
@@ -66,7 +72,7 @@ pub fn run(shared: &Arc<Shared>, idle: &Latch) -> Result<(), Failure> {
     let lookup = Arc::new(Lookup::new(kafka).map_err(failed)?);
     let source = Source::subscribe(kafka, &topics).map_err(failed)?;
     let (commands, inbox) = channel();
-    let workers = start_workers(shared, &commands);
+    let workers = start_workers(shared, &commands).map_err(failed)?;
     let mut poller = Poller {
         joining: Some(shared.readiness.latch("joining the group")),
         shared: Arc::clone(shared),
@@ -80,6 +86,9 @@ pub fn run(shared: &Arc<Shared>, idle: &Latch) -> Result<(), Failure> {
         next_epoch: 1,
         rebalance: 0,
         entering: None,
+        reentering: Vec::new(),
+        next_ticket: 0,
+        next_membership: Instant::now(),
         drain: None,
         failure: None,
         next_housekeeping: Instant::now(),
@@ -111,14 +120,43 @@ struct WorkerHandle {
     thread: JoinHandle<()>,
 }
 
-fn start_workers(shared: &Arc<Shared>, commands: &Sender<Command>) -> Vec<WorkerHandle> {
+/// The transactions of one worker; their ends are events of it.
+fn transactions(
+    shared: &Shared,
+    index: usize,
+    events: &Sender<WorkerEvent>,
+) -> Result<Option<Box<dyn Transactions>>, KafkaError> {
+    let Some(transacting) = &shared.transacting else { return Ok(None) };
+    let mut client = transacting.client.clone();
+    client.set("transactional.id", format!("{}-{index}", transacting.id));
+    let settings = Settings {
+        client,
+        routes: shared.routes.iter().map(|route| route.passes_on().cloned()).collect(),
+        membership: transacting.membership.clone(),
+        companion: Arc::clone(&transacting.companion),
+        timeout: transacting.timeout,
+        progress: transacting.progress[index].clone(),
+    };
+    let events = events.clone();
+    // The worker is gone only when the daemon is going.
+    let ended = move |number, ended| drop(events.send(WorkerEvent::Transaction { number, ended }));
+    let transactor = Transactor::start(settings, Arc::new(ended))?;
+    Ok(Some(Box::new(transactor)))
+}
+
+fn start_workers(
+    shared: &Arc<Shared>,
+    commands: &Sender<Command>,
+) -> Result<Vec<WorkerHandle>, KafkaError> {
     let channels: Vec<_> = (0..shared.config.runtime.workers).map(|_| channel()).collect();
     let senders = channels.iter().map(|(sender, _)| sender.clone()).collect();
     // A second run after a full disk has new channels; the cell is made anew with `Shared`.
     let _ = shared.workers.set(senders);
     let start = |(index, (events, receiver)): (usize, (Sender<_>, Receiver<_>))| {
+        let transactions = transactions(shared, index, &events)?;
+        let channel = (events.clone(), receiver);
         let worker =
-            Worker::new(index, Arc::clone(shared), (events.clone(), receiver), commands.clone());
+            Worker::new(index, Arc::clone(shared), channel, commands.clone(), transactions);
         let commands = commands.clone();
         let run = move || {
             let panicked =
@@ -128,7 +166,7 @@ fn start_workers(shared: &Arc<Shared>, commands: &Sender<Command>) -> Vec<Worker
             }
         };
         let thread = std::thread::Builder::new().name(format!("worker-{index}")).spawn(run);
-        WorkerHandle { events, thread: thread.expect("the system can start a thread") }
+        Ok(WorkerHandle { events, thread: thread.expect("the system can start a thread") })
     };
     channels.into_iter().enumerate().map(start).collect()
 }
@@ -142,7 +180,16 @@ struct Assigned {
     pending_bytes: usize,
     paused: bool,
     draining: bool,
+    /// Its start is being found anew: what is delivered belongs to nobody.
+    reentering: bool,
     metrics: PartitionMetrics,
+}
+
+impl Assigned {
+    /// What is delivered goes to its worker.
+    fn is_read(&self) -> bool {
+        !self.draining && !self.reentering
+    }
 }
 
 struct Poller {
@@ -158,6 +205,9 @@ struct Poller {
     /// Counts offers and revocations: what was asked for an earlier one is stale.
     rebalance: u64,
     entering: Option<Entering>,
+    reentering: Vec<Reentering>,
+    next_ticket: u64,
+    next_membership: Instant,
     drain: Option<Drain>,
     failure: Option<Failure>,
     next_housekeeping: Instant,
@@ -257,7 +307,7 @@ impl Poller {
     fn take(&mut self, record: Record) {
         // Of a partition that was given back: it is read again by whoever owns it.
         let Some(assigned) =
-            self.assigned.get_mut(&record.partition).filter(|assigned| !assigned.draining)
+            self.assigned.get_mut(&record.partition).filter(|assigned| assigned.is_read())
         else {
             return;
         };
@@ -306,10 +356,7 @@ impl Poller {
 
     fn end(&mut self, partition: &Partition, offset: Offset) {
         self.hand_over(partition, PATIENCE);
-        let Some(assigned) = self.assigned.get(partition).filter(|assigned| !assigned.draining)
-        else {
-            return;
-        };
+        let Some(assigned) = self.assigned.get(partition).filter(|at| at.is_read()) else { return };
         if assigned.pending.is_empty() {
             let event =
                 WorkerEvent::End { partition: partition.clone(), epoch: assigned.epoch, offset };
@@ -324,12 +371,18 @@ impl Poller {
                 self.drained(&partition, epoch, position)
             }
             Command::Entered { rebalance, result } => self.entered(rebalance, result),
+            Command::Reenter(partitions) => self.reenter(partitions),
+            Command::Reentered { ticket, result } => self.reentered(ticket, result),
             Command::Fail(failure) => self.fail(failure),
         }
     }
 
     fn housekeep(&mut self) {
         self.resume_drained();
+        if Instant::now() >= self.next_membership {
+            self.next_membership = Instant::now() + MEMBERSHIP;
+            self.publish_membership();
+        }
         if Instant::now() < self.next_housekeeping {
             return;
         }
@@ -341,7 +394,7 @@ impl Poller {
         }
         if self.shared.held() {
             for (partition, assigned) in &mut self.assigned {
-                if !assigned.paused {
+                if !assigned.paused && !assigned.reentering {
                     assigned.paused = pause(&self.source, partition);
                 }
             }
@@ -364,12 +417,7 @@ impl Poller {
         for partition in ready {
             self.hand_over(&partition, Duration::ZERO);
             let Some(assigned) = self.assigned.get_mut(&partition) else { continue };
-            match self.source.resume(std::slice::from_ref(&partition)) {
-                Ok(()) => assigned.paused = false,
-                Err(error) => {
-                    tracing::warn!(%error, %partition, "The partition could not be resumed.")
-                }
-            }
+            assigned.paused = !resume(&self.source, &partition);
         }
     }
 
@@ -397,6 +445,16 @@ fn pause(source: &Source, partition: &Partition) -> bool {
         Ok(()) => true,
         Err(error) => {
             tracing::warn!(%error, %partition, "The partition could not be paused.");
+            false
+        }
+    }
+}
+
+fn resume(source: &Source, partition: &Partition) -> bool {
+    match source.resume(std::slice::from_ref(partition)) {
+        Ok(()) => true,
+        Err(error) => {
+            tracing::warn!(%error, %partition, "The partition could not be resumed.");
             false
         }
     }

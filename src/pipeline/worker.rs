@@ -5,21 +5,25 @@
 //!
 //! Owns: the order of the stages within a partition. Never: waits for a handler or a broker.
 
+mod collect;
 mod letters;
 mod records;
 mod settle;
+mod transact;
 
 use std::cmp::Reverse;
-use std::collections::BinaryHeap;
+use std::collections::{BinaryHeap, VecDeque};
 use std::sync::Arc;
 use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender};
 use std::time::{Duration, Instant};
 
 use rustc_hash::FxHashMap;
 
+use self::collect::Collected;
 use self::letters::LetterJob;
 use self::records::{Absorbed, Read};
 use self::settle::Tally;
+use self::transact::{Parked, Sealed, Suspicion};
 use super::dispatch::Dispatch;
 use super::inflight::InFlight;
 use super::lane::Lane;
@@ -29,6 +33,7 @@ use crate::commit::Frontier;
 use crate::commit::letters::Origin;
 use crate::commit::offsets::Metadata;
 use crate::commit::producer::{OnAcknowledged, SendError};
+use crate::commit::transaction::{Ended, Transactions};
 use crate::dedup::store::LookupScratch;
 use crate::dedup::{Batch, LogError, Shard};
 use crate::handler::{Claim, Outcome};
@@ -71,6 +76,11 @@ pub enum Event {
         token: u64,
         result: Result<(), SendError>,
     },
+    /// A transaction ended.
+    Transaction {
+        number: u64,
+        ended: Ended,
+    },
     /// A permit may be free.
     Wake,
     Stop,
@@ -103,6 +113,12 @@ pub struct Owned {
     /// The log is complete only from the first record on.
     pub cut: bool,
     pub draining: bool,
+    /// Settled in transactions.
+    pub exactly_once: bool,
+    /// A record cannot be decided, and none behind it may be.
+    pub halted: bool,
+    /// When the committed offset was last written.
+    pub committed_at: Instant,
     /// Calls and letters that are out.
     pub out: usize,
     pub dirty: bool,
@@ -154,6 +170,15 @@ pub struct Worker {
     acknowledged: Arc<OnAcknowledged>,
     batch: Batch,
     dirty: Vec<Partition>,
+    /// `None`: no route has any.
+    transactions: Option<Box<dyn Transactions>>,
+    open: Collected,
+    sealed: Option<Sealed>,
+    next_transaction: u64,
+    parked: VecDeque<Parked>,
+    suspicions: FxHashMap<(Partition, Offset), Suspicion>,
+    /// Held while transactions do not commit.
+    trouble: Latch,
     /// Permits of settled claims, by route, to give back once the log is written.
     permits: Vec<usize>,
     tallies: Vec<Tally>,
@@ -186,7 +211,10 @@ impl Worker {
         shared: Arc<Shared>,
         (sender, events): (Sender<Event>, Receiver<Event>),
         commands: Sender<Command>,
+        transactions: Option<Box<dyn Transactions>>,
     ) -> Self {
+        let trouble = shared.readiness.latch("starting");
+        trouble.release();
         let acknowledged: Arc<OnAcknowledged> = {
             let events = sender.clone();
             // The worker is gone only when the daemon is going.
@@ -215,6 +243,13 @@ impl Worker {
             acknowledged,
             batch: Batch::default(),
             dirty: Vec::new(),
+            transactions,
+            open: Collected::new(&shared),
+            sealed: None,
+            next_transaction: 0,
+            parked: VecDeque::new(),
+            suspicions: FxHashMap::default(),
+            trouble,
             next_commit: clock::instant(),
             failed: false,
             scratch: Scratch::default(),
@@ -255,6 +290,7 @@ impl Worker {
             self.log_failed(error);
         }
         self.write();
+        self.transact();
         self.pump();
         self.answer_drained();
         self.commit_if_due();
@@ -272,23 +308,27 @@ impl Worker {
                 self.answered(route, claims, outcomes, took)
             }
             Event::Letter { token, result } => self.letter_answered(token, result),
+            Event::Transaction { number, ended } => self.transaction_ended(number, ended),
             Event::Wake | Event::Stop => {}
         }
     }
 
-    fn open(&mut self, owned: Owned) {
-        self.mark_dirty(&owned.partition.clone(), owned);
-    }
-
-    fn mark_dirty(&mut self, partition: &Partition, mut owned: Owned) {
+    fn open(&mut self, mut owned: Owned) {
+        let partition = owned.partition.clone();
+        // The log of an exactly-once route follows its commits.
+        if owned.exactly_once {
+            self.owned.insert(partition.clone(), owned);
+            return self.show(&partition);
+        }
         owned.dirty = true;
         self.dirty.push(partition.clone());
-        self.owned.insert(partition.clone(), owned);
+        self.owned.insert(partition, owned);
     }
 
     fn drain(&mut self, partition: &Partition, epoch: Epoch) {
         if let Some(owned) = self.owned.get_mut(partition).filter(|owned| owned.epoch == epoch) {
             owned.draining = true;
+            self.parked.retain(|parked| parked.partition != *partition);
             self.withdraw(partition);
         }
     }
@@ -315,6 +355,9 @@ impl Worker {
         if let Some(owned) = self.owned.get_mut(partition) {
             owned.draining = true;
             self.withdraw(partition);
+            self.open.forget(partition);
+            self.suspicions.retain(|(of, _), _| of != partition);
+            self.parked.retain(|parked| parked.partition != *partition);
             if let Some(owned) = self.owned.remove(partition) {
                 owned.metrics.remove();
                 self.shared.board.remove(partition);
@@ -324,12 +367,16 @@ impl Worker {
 
     /// Partitions that finished draining are handed back, with the offset to commit.
     fn answer_drained(&mut self) {
-        let finished = |owned: &&Owned| owned.draining && (owned.out == 0 || self.failed);
+        let finished = |owned: &&Owned| {
+            let out = owned.out > 0 || (owned.exactly_once && self.is_in_transaction(owned));
+            owned.draining && (!out || self.failed)
+        };
         let done: Vec<Partition> =
             self.owned.values().filter(finished).map(|owned| owned.partition.clone()).collect();
         for partition in done {
             let Some(owned) = self.owned.remove(&partition) else { continue };
-            let position = (!self.failed)
+            self.suspicions.retain(|(of, _), _| *of != partition);
+            let position = (!self.failed && !owned.exactly_once)
                 .then(|| position(&owned))
                 .filter(|at| Some(at.offset) > owned.committed);
             owned.metrics.remove();
@@ -348,7 +395,8 @@ impl Worker {
             return;
         }
         let mut positions = Vec::new();
-        for owned in self.owned.values_mut().filter(|owned| !owned.draining) {
+        let ours = |owned: &&mut Owned| !owned.draining && !owned.exactly_once;
+        for owned in self.owned.values_mut().filter(ours) {
             if Some(owned.frontier.position()) > owned.committed {
                 positions.push((owned.epoch, position(owned)));
                 owned.committed = Some(owned.frontier.position());
@@ -378,7 +426,11 @@ impl Worker {
         let now = clock::instant();
         let timer = self.timers.peek().map(|timer| timer.0.at);
         let held = self.dispatch.iter().filter_map(Dispatch::held_until).min();
-        let next = timer.into_iter().chain(held).fold(self.next_commit, Instant::min);
+        let next = timer
+            .into_iter()
+            .chain(held)
+            .chain(self.seal_at())
+            .fold(self.next_commit, Instant::min);
         next.saturating_duration_since(now).min(TICK)
     }
 

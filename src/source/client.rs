@@ -3,6 +3,8 @@
 //! The user's properties apply to all; those that onced owns were refused when the configuration
 //! was read.
 
+use std::time::Duration;
+
 use rdkafka::ClientConfig;
 use rdkafka::client::ClientContext;
 use rdkafka::config::RDKafkaLogLevel;
@@ -61,6 +63,25 @@ pub fn reader(kafka: &Kafka) -> ClientConfig {
         .set("auto.offset.reset", "error")
         .set("isolation.level", "read_committed");
     config
+}
+
+/// Until then a dead owner's open transaction hides its offsets from the next.
+const TRANSACTION_TIMEOUT_MS: u64 = 15_000;
+
+/// What is common to the producers of transactions, and `transaction.timeout.ms`.
+#[must_use]
+pub fn transactional(kafka: &Kafka) -> (ClientConfig, Duration) {
+    let given = kafka.properties.get("transaction.timeout.ms");
+    let timeout = given.and_then(|text| text.parse().ok()).unwrap_or(TRANSACTION_TIMEOUT_MS);
+    let mut config = base(kafka);
+    config
+        .set("transaction.timeout.ms", timeout.to_string())
+        .set("acks", "all")
+        .set("enable.idempotence", "true")
+        .set("delivery.report.only.error", "true")
+        // The client's own limit must not be what refuses a record: the topic knows better.
+        .set("message.max.bytes", "1000000000");
+    (config, Duration::from_millis(timeout))
 }
 
 /// Members of a fixed name stay in the group on purpose, and under the newer protocol closing the

@@ -57,7 +57,7 @@ impl Drop for GroupMetadata {
 /// One look at the group.
 #[derive(Debug)]
 pub struct Snapshot {
-    pub metadata: GroupMetadata,
+    pub metadata: Arc<GroupMetadata>,
     /// The partitions that were owned then, those that are being given back included.
     pub owned: FxHashMap<Partition, Epoch>,
 }

@@ -46,6 +46,7 @@ pub(super) struct Drain {
 impl Poller {
     pub(super) fn offered(&mut self, partitions: Vec<Partition>) {
         self.rebalance += 1;
+        self.publish_membership();
         // Until the end of this: there is no moment at which nothing is known and it looks ready.
         let _joining = self.joining.take();
         self.shared.metrics.rebalances.add(Rebalance::Assigned, 1);
@@ -83,6 +84,19 @@ impl Poller {
             Ok(entered) => entered,
             Err(failure) => return self.fail(failure),
         };
+        self.commit_first(&mut entered);
+        let starts: Vec<_> =
+            entered.iter().map(|entered| (entered.partition.clone(), entered.plan.start)).collect();
+        self.assign(&starts);
+        for entered in entered {
+            self.open(entered);
+        }
+        self.publish_membership();
+        drop(entering);
+    }
+
+    /// Starts and skips are committed before the first record.
+    pub(super) fn commit_first(&self, entered: &mut [Entered]) {
         let first: Vec<Position> = entered.iter().filter_map(first_commit).collect();
         match self.source.commit_now(&first) {
             Ok(()) => entered.iter_mut().for_each(|entered| {
@@ -93,13 +107,6 @@ impl Poller {
                 tracing::warn!(%error, "The starting offsets were not committed; they are with the next commit.");
             }
         }
-        let starts: Vec<_> =
-            entered.iter().map(|entered| (entered.partition.clone(), entered.plan.start)).collect();
-        self.assign(&starts);
-        for entered in entered {
-            self.open(entered);
-        }
-        drop(entering);
     }
 
     pub(super) fn assign(&mut self, starts: &[(Partition, Offset)]) {
@@ -137,6 +144,7 @@ impl Poller {
             pending_bytes: 0,
             paused: self.shared.held() && pause(&self.source, &partition),
             draining: false,
+            reentering: false,
             metrics,
         };
         send(&self.workers[worker], WorkerEvent::Open(Box::new(owned)));
@@ -147,6 +155,7 @@ impl Poller {
         self.rebalance += 1;
         let kind = if lost { Rebalance::Lost } else { Rebalance::Revoked };
         self.shared.metrics.rebalances.add(kind, 1);
+        self.publish_membership();
         if let Some(entering) = self.entering.take() {
             self.decline(&entering);
         }
@@ -168,6 +177,9 @@ impl Poller {
             if let Some(assigned) = self.assigned.get_mut(partition) {
                 assigned.draining = true;
                 assigned.pending.clear();
+                if assigned.reentering {
+                    continue;
+                }
                 let event =
                     WorkerEvent::Drain { partition: partition.clone(), epoch: assigned.epoch };
                 send(&self.workers[assigned.worker], event);
@@ -241,6 +253,7 @@ impl Poller {
         for partition in partitions {
             self.assigned.remove(partition);
         }
+        self.publish_membership();
         if let Err(error) = self.source.unassign(partitions) {
             tracing::warn!(%error, "Partitions could not be given back.");
         }
@@ -259,6 +272,7 @@ impl Poller {
                 drain.positions.retain(|position| position.partition != *partition);
             }
         }
+        self.publish_membership();
     }
 
     pub(super) fn drained(
@@ -278,6 +292,7 @@ impl Poller {
 
     /// Drains everything and commits.
     pub(super) fn leave(&mut self) {
+        self.cancel_reentering();
         if let Some(entering) = self.entering.take() {
             self.decline(&entering);
         }
@@ -351,6 +366,9 @@ fn owned(
         metrics,
         cut,
         draining: false,
+        exactly_once: shared.routes[route].passes_on().is_some(),
+        halted: false,
+        committed_at: clock::instant(),
         out: 0,
         dirty: false,
         released: (0, 0),

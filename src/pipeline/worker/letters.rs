@@ -32,7 +32,7 @@ impl Worker {
     ) {
         let config = &self.shared.routes[route].config;
         let coordinates = subject.record.coordinates();
-        if config.dead_letter.is_none() || self.shared.letters.is_none() {
+        if config.dead_letter.is_none() {
             let reason = format!(
                 "{coordinates} would be a dead letter ({}: {error}), but routes.{}.dead_letter.topic is not set",
                 reason.as_str(),
@@ -40,13 +40,16 @@ impl Worker {
             );
             self.shared.routes[route].pause(&self.shared.readiness, reason);
             // It stays where a paused route leaves it, with its key and its permit.
-            if let Some(claim) = subject.claim {
-                self.dispatch[route].resubmit(claim);
+            match subject.claim {
+                Some(claim) => self.dispatch[route].resubmit(claim),
+                None if self.is_exactly_once(route) => self.halt(&subject.record.partition),
+                None => {}
             }
             return;
         }
+        let exactly_once = self.is_exactly_once(route);
         let Some(owned) = self.owned.get_mut(&subject.record.partition) else { return };
-        owned.out += 1;
+        owned.out += usize::from(!exactly_once);
         tracing::warn!(route = %config.name, coordinates, reason = reason.as_str(), error, "A record becomes a dead letter.");
         let letter = Letter {
             record: subject.record.clone(),
@@ -58,6 +61,9 @@ impl Worker {
             origin: owned.origin.clone(),
             form: Form::Whole,
         };
+        if exactly_once {
+            return self.letter_in_transaction(route, letter, verdict);
+        }
         let token = self.next_letter;
         self.next_letter += 1;
         self.letters.insert(token, LetterJob { letter, subject, route, verdict });

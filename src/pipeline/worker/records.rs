@@ -5,6 +5,8 @@ use std::time::Duration;
 
 use rustc_hash::FxHashMap;
 
+use super::collect::Collected;
+use super::transact::Parked;
 use super::{Owned, Worker};
 use crate::clock;
 use crate::commit::frontier::Delivery;
@@ -14,6 +16,7 @@ use crate::dedup::expiry::Window;
 use crate::dedup::shard::LastSettled;
 use crate::dedup::verdict::{decide, entry_after};
 use crate::dedup::{Entry, Facts, Shard, Verdict};
+use crate::fault::{self, Bug};
 use crate::handler::Claim;
 use crate::identity::{Identified, Identity};
 use crate::metrics::VerdictLabel;
@@ -39,6 +42,39 @@ pub type Absorbed = FxHashMap<Identity, Entry>;
 
 impl Worker {
     pub(super) fn read(&mut self, partition: &Partition, epoch: Epoch, records: Vec<Record>) {
+        let exactly_once = self.owned.get(partition).is_some_and(|owned| owned.exactly_once);
+        if exactly_once && (self.open.is_full() || !self.parked.is_empty()) {
+            let partition = partition.clone();
+            return self.parked.push_back(Parked { partition, epoch, records });
+        }
+        self.read_now(partition, epoch, records);
+    }
+
+    /// Decides a batch; a record whose output was refused goes alone, and what is behind it waits.
+    pub(super) fn read_now(
+        &mut self,
+        partition: &Partition,
+        epoch: Epoch,
+        mut records: Vec<Record>,
+    ) {
+        if let Some(before) = self.before_suspect(partition, &records) {
+            let alone = before == 0 && self.open.is_empty();
+            let rest = records.split_off(before + usize::from(alone));
+            self.open.closed = true;
+            if !rest.is_empty() {
+                self.parked.push_front(Parked {
+                    partition: partition.clone(),
+                    epoch,
+                    records: rest,
+                });
+            }
+        }
+        self.decide_batch(partition, epoch, records);
+        // What was to go alone needed no transaction after all.
+        self.open.closed &= !self.open.is_empty();
+    }
+
+    fn decide_batch(&mut self, partition: &Partition, epoch: Epoch, records: Vec<Record>) {
         // What was settled before must be found by the look-up.
         self.write();
         let Some(mut owned) = self.owned.remove(partition) else { return };
@@ -55,7 +91,12 @@ impl Worker {
             self.delivered(partition);
             return;
         }
-        owned.release(records.len(), records.iter().map(Record::size).sum());
+        let bytes = records.iter().map(Record::size).sum();
+        if owned.exactly_once {
+            owned.lane.release(records.len(), bytes);
+        } else {
+            owned.release(records.len(), bytes);
+        }
         self.owned.insert(partition.clone(), owned);
     }
 
@@ -64,7 +105,11 @@ impl Worker {
         let route = &self.shared.routes[owned.route];
         let window = &route.config.window;
         let identifier = &mut self.identifiers[owned.route];
-        let tally = &mut self.tallies[owned.route];
+        let exactly_once = owned.exactly_once;
+        let tally = match exactly_once {
+            true => &mut self.open.tallies[owned.route],
+            false => &mut self.tallies[owned.route],
+        };
         let wall = clock::now();
         let mut clock = owned.frontier.clock();
         for record in records {
@@ -138,7 +183,8 @@ impl Worker {
                 let found = entries.next().copied().flatten();
                 let made = (!self.scratch.absorbed.is_empty())
                     .then(|| self.scratch.absorbed.get(identity).copied());
-                entry = made.flatten().or(found);
+                let made = made.flatten().or_else(|| self.collected(read.shard, identity));
+                entry = made.or(found);
             }
             self.decide_one(partition, read, entry);
         }
@@ -147,6 +193,10 @@ impl Worker {
 
     fn decide_one(&mut self, partition: &Partition, read: Read, entry: Option<Entry>) {
         let Some(owned) = self.owned.get(partition) else { return };
+        // It stays unsettled, and so does all that is behind it.
+        if owned.halted || (owned.exactly_once && self.shared.routes[owned.route].paused()) {
+            return;
+        }
         let window = self.window(owned.route);
         if read.facts.offset < owned.absorb_until {
             let verdict = decide(&read.facts, false, entry.as_ref(), &window);
@@ -156,6 +206,8 @@ impl Worker {
             return self.settle_read(read, VerdictLabel::Absorbed, after);
         }
         let read = match read.facts.identity {
+            // In one transaction, or on top of one: what is decided stands or falls with it.
+            Some(_) if owned.exactly_once => read,
             None => read,
             Some(identity) => match self.inflight.wait(read.shard, identity, read) {
                 Ok(()) => return,
@@ -168,6 +220,16 @@ impl Worker {
             self.remember(&read.facts, after);
         }
         self.act(read, verdict, entry, VecDeque::new());
+    }
+
+    /// What the transactions that are not committed yet will make of the log.
+    fn collected(&self, shard: Shard, identity: &Identity) -> Option<Entry> {
+        if self.transactions.is_none() || fault::bug(Bug::NoOverlay) {
+            return None;
+        }
+        let sealed = self.sealed.as_ref().map(|sealed| &sealed.collected);
+        let of = |collected: &Collected| collected.entry(shard, identity);
+        of(&self.open).or_else(|| sealed.and_then(of))
     }
 
     fn remember(&mut self, facts: &Facts, entry: Option<Entry>) {
@@ -192,7 +254,7 @@ impl Worker {
         match verdict {
             Verdict::Fresh => self.take_off(route, read, prior, waiting),
             Verdict::Duplicate { first } => {
-                self.tallies[route].duplicate(read.facts.time, first.time);
+                self.tally(route).duplicate(read.facts.time, first.time);
                 self.settle_read(read, VerdictLabel::Duplicate, after);
             }
             Verdict::Replayed => self.settle_read(read, VerdictLabel::Replayed, None),
@@ -218,6 +280,7 @@ impl Worker {
 
     fn unidentified(&mut self, route: usize, read: Read) {
         match self.shared.routes[route].config.missing {
+            Missing::Process if self.is_exactly_once(route) => self.pass_on(route, read, None),
             Missing::Process => {
                 let claim = self.claim(route, read);
                 self.dispatch[route].submit(claim);
@@ -233,6 +296,7 @@ impl Worker {
                 self.dead_letter(route, read.into(), reason, error, VerdictLabel::Unidentified);
             }
             Missing::Fail => {
+                self.halt(&read.record.partition);
                 let route = self.shared.routes[route].config.name.to_string();
                 self.fail(Failure::MissingIdentity {
                     route,
@@ -249,6 +313,10 @@ impl Worker {
         prior: Option<Entry>,
         waiting: VecDeque<Read>,
     ) {
+        if self.is_exactly_once(route) {
+            let entry = entry_after(&Verdict::Fresh, &read.facts, &self.window(route));
+            return self.pass_on(route, read, entry);
+        }
         if let Some(identity) = read.facts.identity {
             self.inflight.take_off(read.shard, identity, Flight { prior, waiting });
         }

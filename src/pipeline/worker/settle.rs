@@ -48,7 +48,13 @@ impl Tally {
         self.duplicate_distance.observe(seconds(time.0.saturating_sub(first.0)));
     }
 
-    fn publish(&mut self, metrics: &RouteMetrics) {
+    /// What was not settled after all is not counted.
+    pub(super) fn forget(self) {
+        self.duplicate_distance.clear();
+        self.end_to_end.clear();
+    }
+
+    pub(super) fn publish(&mut self, metrics: &RouteMetrics) {
         for (verdict, count) in VerdictLabel::ALL.iter().zip(&mut self.verdicts) {
             if *count > 0 {
                 metrics.records.add(*verdict, std::mem::take(count));
@@ -230,6 +236,9 @@ impl Worker {
         entry: Option<(crate::identity::Identity, Entry)>,
     ) {
         let Some(owned) = self.owned.get_mut(partition) else { return };
+        if owned.exactly_once {
+            return self.collect(partition, offset, size, verdict, entry);
+        }
         if let Some((identity, entry)) = entry {
             self.batch.put_entry(owned.shard, &identity, &entry);
         }
@@ -243,10 +252,43 @@ impl Worker {
         }
     }
 
+    /// Settles a record with the open transaction.
+    fn collect(
+        &mut self,
+        partition: &Partition,
+        offset: crate::record::Offset,
+        size: usize,
+        verdict: VerdictLabel,
+        entry: Option<(crate::identity::Identity, Entry)>,
+    ) {
+        let Some(owned) = self.owned.get_mut(partition) else { return };
+        let (shard, before) = (owned.shard, owned.frontier.span());
+        let newly = owned.frontier.settle(offset);
+        assert!(newly, "a record is settled exactly once");
+        let touched = self.open.touch(partition, owned.epoch, shard);
+        touched.released.0 += before - owned.frontier.span();
+        touched.released.1 += size;
+        if let Some((identity, entry)) = entry {
+            self.open.put_entry(shard, identity, entry);
+        }
+        self.open.tallies[owned.route].count(verdict);
+    }
+
+    /// The counts of a route, where they stand until its records are settled.
+    pub(super) fn tally(&mut self, route: usize) -> &mut Tally {
+        if self.is_exactly_once(route) {
+            return &mut self.open.tallies[route];
+        }
+        &mut self.tallies[route]
+    }
+
     pub(super) fn advance_to_end(&mut self, partition: &Partition) {
         let Some(owned) = self.owned.get_mut(partition) else { return };
         let before = owned.frontier.position();
         owned.frontier.end(owned.delivered);
+        if owned.exactly_once {
+            return;
+        }
         if owned.frontier.position() > before && !std::mem::replace(&mut owned.dirty, true) {
             self.dirty.push(partition.clone());
         }
@@ -269,17 +311,24 @@ impl Worker {
                 return;
             }
             for partition in &dirty {
-                let Some(owned) = self.owned.get_mut(partition) else { continue };
-                owned.dirty = false;
-                let window = millis(self.shared.routes[owned.route].config.window.ttl);
-                let kept = self.shared.kept.get().and_then(|kept| kept.get(&owned.partition.topic));
-                publish(owned, kept.map_or(window, |kept| window.min(*kept)));
-                self.shared.board.update(owned);
+                if let Some(owned) = self.owned.get_mut(partition) {
+                    owned.dirty = false;
+                }
+                self.show(partition);
             }
             self.dirty = dirty;
             self.dirty.clear();
         }
         self.let_go();
+    }
+
+    /// Shows where a partition stands, in metrics and `/status`.
+    pub(super) fn show(&self, partition: &Partition) {
+        let Some(owned) = self.owned.get(partition) else { return };
+        let window = millis(self.shared.routes[owned.route].config.window.ttl);
+        let kept = self.shared.kept.get().and_then(|kept| kept.get(&owned.partition.topic));
+        publish(owned, kept.map_or(window, |kept| window.min(*kept)));
+        self.shared.board.update(owned);
     }
 
     fn write_batch(&mut self) -> bool {
