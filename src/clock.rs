@@ -7,7 +7,6 @@ use crate::record::Timestamp;
 /// The wall clock, in milliseconds. A clock before 1970 reads as 1970.
 #[must_use]
 pub fn now() -> Timestamp {
-    #[cfg(test)]
     if let Some((wall, _)) = simulated::now() {
         return wall;
     }
@@ -18,11 +17,36 @@ pub fn now() -> Timestamp {
 /// For deadlines and intervals.
 #[must_use]
 pub fn instant() -> Instant {
-    #[cfg(test)]
     if let Some((_, instant)) = simulated::now() {
         return instant;
     }
     Instant::now()
+}
+
+/// RFC 3339 in UTC with milliseconds. What lies outside of the years 1970 to 9999 is written
+/// as milliseconds.
+#[must_use]
+pub fn rfc3339(at: Timestamp) -> String {
+    const LAST: i64 = 253_402_300_799_999; // 9999-12-31T23:59:59.999Z
+    match u64::try_from(at.0) {
+        Ok(ms) if at.0 <= LAST => {
+            humantime::format_rfc3339_millis(UNIX_EPOCH + std::time::Duration::from_millis(ms))
+                .to_string()
+        }
+        _ => at.0.to_string(),
+    }
+}
+
+#[cfg(not(test))]
+mod simulated {
+    use std::time::Instant;
+
+    use crate::record::Timestamp;
+
+    #[inline(always)]
+    pub(super) fn now() -> Option<(Timestamp, Instant)> {
+        None
+    }
 }
 
 /// Time that only a simulation moves, one for each thread.
@@ -54,20 +78,6 @@ pub(crate) mod simulated {
 
     pub(crate) fn stop() {
         NOW.set(None);
-    }
-}
-
-/// RFC 3339 in UTC with milliseconds. What lies outside of the years 1970 to 9999 is written
-/// as milliseconds.
-#[must_use]
-pub fn rfc3339(at: Timestamp) -> String {
-    const LAST: i64 = 253_402_300_799_999; // 9999-12-31T23:59:59.999Z
-    match u64::try_from(at.0) {
-        Ok(ms) if at.0 <= LAST => {
-            humantime::format_rfc3339_millis(UNIX_EPOCH + std::time::Duration::from_millis(ms))
-                .to_string()
-        }
-        _ => at.0.to_string(),
     }
 }
 

@@ -105,7 +105,7 @@ fn only_the_source_names_the_clients_consumer() {
 }
 
 #[test]
-fn only_commit_producer_names_the_clients_producer() {
+fn only_commit_names_the_clients_producer() {
     check_arrow(
         &[
             "BaseProducer",
@@ -113,8 +113,9 @@ fn only_commit_producer_names_the_clients_producer() {
             "ThreadedProducer",
             "ProducerContext",
             "rd_kafka_producev",
+            "rd_kafka_begin_transaction",
         ],
-        &["src/commit/producer.rs", "src/demo/cluster.rs"],
+        &["src/commit/producer.rs", "src/commit/transaction/client.rs", "src/demo/cluster.rs"],
         "what is written goes out one way; the demo plays the world outside",
     );
 }
@@ -160,8 +161,7 @@ fn nothing_is_left_to_do_and_nothing_is_unwrapped() {
 #[test]
 fn no_file_is_longer_than_600_lines() {
     // Its tests count too: a file that is read from top to bottom. A ratchet: never longer.
-    const LONGER: [(&str, usize); 3] =
-        [("src/identity.rs", 720), ("src/handler/http.rs", 690), ("src/metrics.rs", 660)];
+    const LONGER: [(&str, usize); 2] = [("src/identity.rs", 720), ("src/handler/http.rs", 690)];
     let mut wrong = Vec::new();
     for source in sources() {
         let lines = source.text.lines().count();
