@@ -16,6 +16,7 @@
 use crate::commit::offsets::Metadata;
 use crate::dedup::acts::Skip;
 use crate::dedup::expiry::Window;
+use crate::fault::{self, Bug};
 use crate::record::{Offset, Partition, Timestamp};
 
 /// What is known of one partition before its first record is read.
@@ -131,14 +132,21 @@ pub fn plan(partition: &Partition, known: &Known) -> Result<Plan, Refusal> {
     if let Some(committed) = settled.filter(|settled| *settled > known.end) {
         return Err(Refusal::Beyond { partition: partition.clone(), committed, end: known.end });
     }
-    let start = start(known, settled, skip);
+    let mut start = start(known, settled, skip);
+    let mut absorb_until = settled.unwrap_or(start);
+    if fault::bug(Bug::NoAbsorb) {
+        start = start.max(absorb_until);
+    }
+    if fault::bug(Bug::AbsorbEndsEarly) {
+        absorb_until = known.position.unwrap_or_default();
+    }
     let unread = settled.max(known.position);
     if let Some(unread) = unread.filter(|unread| *unread < known.first) {
         return Err(Refusal::Gone { partition: partition.clone(), unread, first: known.first });
     }
     Ok(Plan {
         start: start.max(known.first),
-        absorb_until: settled.unwrap_or(start),
+        absorb_until,
         skip,
         commit_start: known.committed.is_none(),
     })

@@ -36,6 +36,7 @@ use crate::commit::producer::{OnAcknowledged, SendError};
 use crate::commit::transaction::{Ended, Transactions};
 use crate::dedup::store::LookupScratch;
 use crate::dedup::{Batch, LogError, Shard};
+use crate::fault::{self, Bug};
 use crate::handler::{Claim, Outcome};
 use crate::identity::Identifier;
 use crate::metrics::PartitionMetrics;
@@ -265,11 +266,16 @@ impl Worker {
     /// One turn of the loop; false: stop.
     fn turn(&mut self) -> bool {
         self.shared.heartbeats.beat(self.index);
-        let mut next = match self.events.recv_timeout(self.sleep()) {
-            Ok(event) => Some(event),
-            Err(RecvTimeoutError::Timeout) => None,
-            Err(RecvTimeoutError::Disconnected) => return false,
-        };
+        match self.events.recv_timeout(self.sleep()) {
+            Ok(event) => self.step(Some(event)),
+            Err(RecvTimeoutError::Timeout) => self.step(None),
+            Err(RecvTimeoutError::Disconnected) => false,
+        }
+    }
+
+    /// A turn without the wait: what came, and what is due.
+    pub(super) fn step(&mut self, first: Option<Event>) -> bool {
+        let mut next = first;
         for _ in 0..EVENTS_MAX {
             match next {
                 Some(Event::Stop) => return false,
@@ -369,7 +375,7 @@ impl Worker {
     fn answer_drained(&mut self) {
         let finished = |owned: &&Owned| {
             let out = owned.out > 0 || (owned.exactly_once && self.is_in_transaction(owned));
-            owned.draining && (!out || self.failed)
+            owned.draining && (!out || self.failed || fault::bug(Bug::FenceBeforeDrain))
         };
         let done: Vec<Partition> =
             self.owned.values().filter(finished).map(|owned| owned.partition.clone()).collect();
@@ -450,7 +456,7 @@ impl Worker {
     }
 
     fn log_failed(&mut self, error: LogError) {
-        if !self.failed {
+        if !self.failed && !fault::bug(Bug::IgnoreLogError) {
             self.failed = true;
             self.send(Command::Fail(Failure::Log(error)));
         }
@@ -472,5 +478,7 @@ fn position(owned: &Owned) -> Position {
     if dropped > 0 {
         tracing::warn!(partition = %owned.partition, dropped, "Old skips no longer fit into the commit metadata.");
     }
-    Position { partition: owned.partition.clone(), offset: owned.frontier.position(), metadata }
+    let hasty = fault::bug(Bug::CommitBeforeProcess);
+    let offset = if hasty { owned.delivered } else { owned.frontier.position() };
+    Position { partition: owned.partition.clone(), offset, metadata }
 }

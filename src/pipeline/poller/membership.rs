@@ -328,7 +328,7 @@ impl Poller {
     }
 }
 
-fn owned(
+pub(in crate::pipeline) fn owned(
     shared: &Shared,
     entered: Entered,
     epoch: Epoch,
@@ -376,7 +376,7 @@ fn owned(
 }
 
 /// What has to be committed before the first record: a start, or a skip with its act.
-fn first_commit(entered: &Entered) -> Option<Position> {
+pub(in crate::pipeline) fn first_commit(entered: &Entered) -> Option<Position> {
     let needed = entered.plan.commit_start || entered.plan.skip.is_some();
     needed.then(|| Position {
         partition: entered.partition.clone(),

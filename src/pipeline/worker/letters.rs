@@ -8,6 +8,8 @@ use super::records::Subject;
 use super::{Due, Worker};
 use crate::commit::letters::{Form, Letter, Reason};
 use crate::commit::producer::SendError;
+use crate::dedup::Entry;
+use crate::fault::{self, Bug};
 use crate::metrics::VerdictLabel;
 
 /// A letter that is not acknowledged yet.
@@ -121,7 +123,14 @@ impl Worker {
             (Some(owned), claim) => {
                 owned.out -= 1;
                 match claim {
-                    Some(claim) => self.settle_claim(route, &claim, verdict, None),
+                    Some(claim) => {
+                        let left = fault::bug(Bug::LetterLeavesEntry).then(|| Entry {
+                            offset: claim.record.offset,
+                            time: claim.time,
+                            check: claim.check,
+                        });
+                        self.settle_claim(route, &claim, verdict, left);
+                    }
                     None => {
                         self.settle(&record.partition, record.offset, record.size(), verdict, None)
                     }

@@ -45,7 +45,7 @@ impl Worker {
         let exactly_once = self.owned.get(partition).is_some_and(|owned| owned.exactly_once);
         if exactly_once && (self.open.is_full() || !self.parked.is_empty()) {
             let partition = partition.clone();
-            return self.parked.push_back(Parked { partition, epoch, records });
+            return self.parked.push_back(Parked { partition, epoch, records, end: None });
         }
         self.read_now(partition, epoch, records);
     }
@@ -66,6 +66,7 @@ impl Worker {
                     partition: partition.clone(),
                     epoch,
                     records: rest,
+                    end: None,
                 });
             }
         }
@@ -181,9 +182,11 @@ impl Worker {
             let mut entry = None;
             if let Some(identity) = &read.facts.identity {
                 let found = entries.next().copied().flatten();
-                let made = (!self.scratch.absorbed.is_empty())
-                    .then(|| self.scratch.absorbed.get(identity).copied());
-                let made = made.flatten().or_else(|| self.collected(read.shard, identity));
+                // What is collected is never older than what this batch remembers.
+                let made = self.collected(read.shard, identity).or_else(|| {
+                    let absorbed = &self.scratch.absorbed;
+                    if absorbed.is_empty() { None } else { absorbed.get(identity).copied() }
+                });
                 entry = made.or(found);
             }
             self.decide_one(partition, read, entry);
@@ -200,7 +203,8 @@ impl Worker {
         let window = self.window(owned.route);
         if read.facts.offset < owned.absorb_until {
             let verdict = decide(&read.facts, false, entry.as_ref(), &window);
-            let skipped = owned.metadata.acts.skipped(read.facts.offset);
+            let skipped = owned.metadata.acts.skipped(read.facts.offset)
+                && !fault::bug(Bug::SkipEnters);
             let after = if skipped { None } else { entry_after(&verdict, &read.facts, &window) };
             self.remember(&read.facts, after);
             return self.settle_read(read, VerdictLabel::Absorbed, after);
@@ -279,6 +283,9 @@ impl Worker {
     }
 
     fn unidentified(&mut self, route: usize, read: Read) {
+        if fault::bug(Bug::DropUnidentified) {
+            return self.settle_read(read, VerdictLabel::Unidentified, None);
+        }
         match self.shared.routes[route].config.missing {
             Missing::Process if self.is_exactly_once(route) => self.pass_on(route, read, None),
             Missing::Process => {
@@ -376,6 +383,16 @@ impl Worker {
     }
 
     pub(super) fn end(&mut self, partition: &Partition, epoch: Epoch, offset: Offset) {
+        // Behind the records that wait, or the position would pass over them.
+        if self.parked.iter().any(|parked| parked.partition == *partition) {
+            let (partition, records) = (partition.clone(), Vec::new());
+            let end = Some(offset);
+            return self.parked.push_back(Parked { partition, epoch, records, end });
+        }
+        self.end_now(partition, epoch, offset);
+    }
+
+    pub(super) fn end_now(&mut self, partition: &Partition, epoch: Epoch, offset: Offset) {
         let Some(owned) = self.owned.get_mut(partition).filter(|owned| owned.epoch == epoch) else {
             return;
         };

@@ -335,7 +335,7 @@ impl Worker {
         let started = clock::instant();
         if let Err(error) = self.shared.log.write(&mut self.batch) {
             self.log_failed(error);
-            return false;
+            return !self.failed;
         }
         self.shared.metrics.log.write_seconds.observe((clock::instant() - started).as_secs_f64());
         true
