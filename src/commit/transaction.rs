@@ -9,6 +9,18 @@
 //! A worker collects in memory and hands over what is sealed; one transaction is under way while
 //! the next is collected. Only the answer lets the log follow.
 //!
+//! What is copied of a record that is passed on, from the client's fetch buffer to its send buffer:
+//!
+//! | bytes | copies | why |
+//! | --- | --- | --- |
+//! | payload | 1 | out of the fetch buffer: a record that waits must not hold a whole fetch |
+//! | key | 2 | the same, and librdkafka keeps its own key for the partitioner |
+//! | headers | 2 | the same, and librdkafka has no call that borrows them |
+//! | the two headers of ours | 2 | written as text, then into librdkafka's list |
+//!
+//! The payload is sent from the record's own buffer (see `client`). With compression, librdkafka
+//! reads all of it once more.
+//!
 //! Owns: what is in a transaction and how it ended. Never: decides what is sent, or writes the
 //! log.
 
