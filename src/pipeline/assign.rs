@@ -103,9 +103,9 @@ pub enum Refusal {
     )]
     HighWaterForeign { partition: Partition, group: String, offset: Offset },
     #[error(
-        "the group {group} has {members} members, but onced alone keeps its offsets, and is not a member: stop those consumers, or use a new kafka.group"
+        "the group {group} has members, but onced alone keeps its offsets, and is no member of it: stop those consumers, or use a new kafka.group"
     )]
-    HighWaterMembers { group: String, members: usize },
+    HighWaterMembers { group: String },
     #[error(
         "{partition}: records from offset {unread} on were not read, and the topic now begins at {first}: they are lost to retention; to accept that, move the group's offset to {first} with any tool"
     )]
@@ -118,6 +118,25 @@ pub enum Refusal {
         "{partition}: routes.*.identity (or policy.conflict) was changed while entries of the old definition still protect; change it back, or use a new kafka.group and log.dir"
     )]
     Definition { partition: Partition },
+}
+
+impl Refusal {
+    /// The partition that it is about.
+    #[must_use]
+    pub fn partition(&self) -> Option<&Partition> {
+        match self {
+            Self::Recreated { partition, .. }
+            | Self::Truncated { partition, .. }
+            | Self::Beyond { partition, .. }
+            | Self::HighWaterBeyond { partition, .. }
+            | Self::Replaced { partition, .. }
+            | Self::HighWaterForeign { partition, .. }
+            | Self::Gone { partition, .. }
+            | Self::PartitionCount { partition, .. }
+            | Self::Definition { partition } => Some(partition),
+            Self::HighWaterMembers { .. } => None,
+        }
+    }
 }
 
 /// What a partition is read under now.
@@ -335,8 +354,7 @@ mod tests {
             let (high_water, position) = (high_water.map(Offset), position.map(Offset));
             let committed = Some(Offset(700));
             let window_start = Some(Offset(100));
-            let known =
-                Known { committed, high_water, position, window_start, ..foreign.clone() };
+            let known = Known { committed, high_water, position, window_start, ..foreign.clone() };
             let plan = plan(&Partition::new("t", 0), &known).unwrap();
             let skip = plan.skip.map(|skip| (skip.from.0, skip.to.0));
             (plan.start.0, plan.absorb_until.0, skip)

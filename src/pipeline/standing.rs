@@ -214,15 +214,18 @@ mod tests {
 
     #[test]
     fn a_shard_of_an_older_generation_does_not_count_and_lends_nothing() {
-        let old = shard(1);
-        let rewound =
-            Committed { metadata: Some(Metadata { stream_time: None, ..metadata(2, 0) }), ..ours(9, 2) };
-        let standing_of = |shard| standing(Some(rewound.clone()), None, Some(shard)).unwrap();
+        let (old, new) = (shard(1), shard(2));
+        let rewound = Committed {
+            metadata: Some(Metadata { stream_time: None, ..metadata(2, 0) }),
+            ..ours(9, 2)
+        };
+        let standing_of =
+            |shard: &(Owner, State)| standing(Some(rewound.clone()), None, Some(shard)).unwrap();
         let standing = standing_of(&old);
         assert!(!standing.shard_counts);
         assert_eq!((standing.stream_time, standing.acts.generation), (None, 2));
-        assert!(standing_of(&shard(2)).shard_counts);
-        assert_eq!(standing_of(&shard(2)).stream_time, Some(Timestamp(77)));
+        assert!(standing_of(&new).shard_counts);
+        assert_eq!(standing_of(&new).stream_time, Some(Timestamp(77)));
     }
 
     #[test]
@@ -249,8 +252,7 @@ mod tests {
             anchor: Anchor::First,
         };
         let partition = Partition::new("t", 0);
-        let terms =
-            Terms { topic_id: "id", partition_count: 4, definition: 1, window: &window };
+        let terms = Terms { topic_id: "id", partition_count: 4, definition: 1, window: &window };
         let shard = shard(0);
         let accepted = |count| {
             let said = Metadata { partition_count: count, ..metadata(0, 0) };

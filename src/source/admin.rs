@@ -129,8 +129,7 @@ unsafe fn described_members(
         }
         let result = native::rd_kafka_event_DescribeConsumerGroups_result(event);
         let mut count = 0;
-        let groups =
-            native::rd_kafka_DescribeConsumerGroups_result_groups(result, &raw mut count);
+        let groups = native::rd_kafka_DescribeConsumerGroups_result_groups(result, &raw mut count);
         if groups.is_null() || count == 0 {
             return Ok(0);
         }
