@@ -14,6 +14,7 @@ use crate::config::{self, Config, ConfigError};
 use crate::daemon::{self, Consumer, exit};
 use crate::demo::{self, DemoArgs};
 use crate::logging::{self, LogFormat};
+use crate::rewind::{self, RewindArgs};
 use crate::shutdown;
 
 const EXIT_CODES: &str = "\
@@ -67,6 +68,12 @@ enum Command {
     /// in a temporary directory, and the daemon is killed in between. Takes about ten seconds; the
     /// exit code is 0 if every payment was handled once.
     Demo(DemoArgs),
+    /// Handle records again, from an offset or a time on. A dry run unless --yes is given.
+    ///
+    /// The deliberate way: offsets that any other tool moves back run nothing again. All instances
+    /// have to be stopped. Goes back or stays, never forward. Ends with 5 where the topic is not the
+    /// one that was read, with 1 where the group has members.
+    Rewind(RewindArgs),
 }
 
 /// Where the configuration comes from.
@@ -108,6 +115,7 @@ pub fn main() -> ExitCode {
     match cli.command {
         Command::Run(args) => run(&args),
         Command::Demo(args) => demo::run(&args),
+        Command::Rewind(args) => rewind::run(&args),
         Command::Check { config, json } => check::run(&config, json),
     }
     .into()

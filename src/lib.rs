@@ -85,6 +85,7 @@ pub mod shutdown;
 pub mod logging;
 pub mod check;
 pub mod demo;
+pub mod rewind;
 pub mod cli;
 pub mod fault;
 

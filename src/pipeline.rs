@@ -19,6 +19,8 @@ mod inflight;
 pub mod lane;
 mod poller;
 mod route;
+pub mod standing;
+mod watch;
 mod worker;
 
 use std::sync::Arc;

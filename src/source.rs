@@ -14,6 +14,7 @@ pub mod letters;
 pub mod lookup;
 pub mod membership;
 mod poll;
+pub mod reread;
 
 use std::time::{Duration, Instant};
 

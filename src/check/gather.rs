@@ -20,10 +20,12 @@ use crate::dedup::State;
 use crate::dedup::shard::Owner;
 use crate::dedup::store::Stamp;
 use crate::pipeline::assign::Known;
+use crate::pipeline::standing::Standing;
 use crate::record::Partition;
 use crate::source::admin::{TopicSettings, topic_settings};
 use crate::source::client::without_value;
-use crate::source::lookup::{Committed, Lookup};
+use crate::source::companion::Companion;
+use crate::source::lookup::Lookup;
 
 /// How the client of an onced calls itself, unless `client.id` is set.
 const CLIENT_ID: &str = "onced";
@@ -128,8 +130,20 @@ impl<'a> Check<'a> {
         if report_failed(&rows) {
             return rows;
         }
-        match Lookup::new(kafka) {
-            Ok(lookup) => rows.extend(self.offset_rows(&lookup)),
+        let asked = Lookup::new(kafka).and_then(|lookup| Ok((lookup, Companion::new(kafka)?)));
+        match asked {
+            Ok((lookup, companion)) => {
+                match broker.group(companion.group()) {
+                    Ok(described) => rows.push(group::high_water(companion.group(), &described)),
+                    Err(trouble) => {
+                        let subject = format!("group {}", companion.group());
+                        rows.push(cluster::unanswered(&subject, &trouble));
+                    }
+                }
+                if !report_failed(&rows) {
+                    rows.extend(self.offset_rows(&lookup, &companion));
+                }
+            }
             Err(error) => {
                 let found = format!("offsets not checked: {}", without_value(&error));
                 rows.push(Row::warning(format!("group {}", kafka.group), found, "see the reason"));
@@ -138,7 +152,8 @@ impl<'a> Check<'a> {
         rows
     }
 
-    fn offset_rows(&self, lookup: &Lookup) -> Vec<Row> {
+    fn offset_rows(&self, lookup: &Lookup, companion: &Companion) -> Vec<Row> {
+        let ask = (lookup, companion);
         let (started, now, kafka) = (Instant::now(), clock::now(), &self.config.kafka);
         let mut rows = Vec::new();
         for (route, _, name) in roles(self.config).filter(|(_, role, _)| *role == Role::Input) {
@@ -155,7 +170,7 @@ impl<'a> Check<'a> {
                 ));
                 continue;
             }
-            match self.sights(lookup, route, name, described, started + OFFSETS_PATIENCE) {
+            match self.sights(ask, route, name, described, started + OFFSETS_PATIENCE) {
                 Ok(sights) => {
                     rows.extend(offsets::rows(
                         &kafka.group,
@@ -180,7 +195,7 @@ impl<'a> Check<'a> {
     /// What is known of each partition of a topic; as in the daemon, before it starts one.
     fn sights(
         &self,
-        lookup: &Lookup,
+        (lookup, companion): (&Lookup, &Companion),
         route: &Route,
         topic: &str,
         described: &Described,
@@ -190,22 +205,39 @@ impl<'a> Check<'a> {
             (0..described.partitions).map(|index| Partition::new(topic, index)).collect();
         let topic_id = lookup.topic_id(topic)?;
         let committed = lookup.committed(&partitions)?;
+        let high_water = companion.committed(&partitions)?;
         let mut sights = Vec::with_capacity(partitions.len());
-        for (partition, committed) in partitions.into_iter().zip(committed) {
+        let offsets = committed.into_iter().zip(high_water);
+        for (partition, (committed, high_water)) in partitions.into_iter().zip(offsets) {
             if Instant::now() > deadline {
                 return Err(KafkaError::MetadataFetch(RDKafkaErrorCode::OperationTimedOut));
             }
             let shard = self.shard(&partition);
-            let usable = shard.as_ref().filter(|(owner, _)| offsets::usable(route, owner));
-            let known = self.known(lookup, route, &partition, committed.as_ref(), usable)?;
+            let standing = Standing::of(
+                &partition,
+                companion.group(),
+                committed.as_ref(),
+                high_water.as_ref(),
+                shard.as_ref().map(|(owner, state)| (owner, state)),
+            );
+            let usable = shard.as_ref().filter(|(owner, _)| {
+                offsets::usable(route, owner)
+                    && standing.as_ref().is_ok_and(|standing| standing.shard_counts)
+            });
+            let weighed = match standing {
+                Ok(standing) => {
+                    let known = self.known(lookup, route, &partition, &standing, usable)?;
+                    Ok((standing, known))
+                }
+                Err(refusal) => Err(refusal),
+            };
             sights.push(Sight {
                 partition,
                 topic_id: topic_id.clone(),
                 partition_count: described.partitions,
-                metadata: committed.and_then(|committed| committed.metadata),
                 shard,
                 log_known: matches!(self.directory.contents, Contents::Empty | Contents::Log(_)),
-                known,
+                weighed,
             });
         }
         Ok(sights)
@@ -216,26 +248,27 @@ impl<'a> Check<'a> {
         lookup: &Lookup,
         route: &Route,
         partition: &Partition,
-        committed: Option<&Committed>,
+        standing: &Standing,
         shard: Option<&(Owner, State)>,
     ) -> Result<Known, KafkaError> {
         let (first, end) = lookup.ends(partition)?;
-        let said = committed.and_then(|committed| committed.metadata.as_ref()?.stream_time);
-        let stream_time = said.or(shard.and_then(|(_, state)| state.stream_time));
-        let window_start = match stream_time {
-            _ if committed.is_none() => None,
+        let window_start = match standing.stream_time {
+            _ if standing.settled().is_none() => None,
             None => Some(first),
             Some(stream_time) => lookup.at_time(partition, route.window.horizon(stream_time))?,
         };
         let start = match self.config.kafka.start {
             Start::Earliest => first,
-            Start::Latest | Start::At(_) => end,
+            Start::Latest => end,
+            Start::At(time) => lookup.at_time(partition, time)?.unwrap_or(end),
         };
         Ok(Known {
-            committed: committed.map(|committed| committed.offset),
-            committed_by_us: committed.is_some_and(|committed| committed.metadata.is_some()),
-            high_water: None,
+            committed: standing.committed,
+            committed_by_us: standing.committed_by_us,
+            high_water: standing.high_water,
             position: shard.map(|(_, state)| state.position),
+            // Reading a record again is left to the daemon.
+            last: None,
             window_start,
             first,
             end,

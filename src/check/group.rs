@@ -35,6 +35,29 @@ pub fn rows(
     rows
 }
 
+/// The high-water group: onced commits for it and is no member of it.
+pub fn high_water(group: &str, described: &Result<Described, RDKafkaErrorCode>) -> Row {
+    let subject = format!("group {group}");
+    let described = match described {
+        Ok(described) => described,
+        Err(RDKafkaErrorCode::GroupIdNotFound) => &Described::default(),
+        Err(code) => return refused(&subject, *code),
+    };
+    match described.allowed {
+        Some(Allowed { read: false, .. }) => Row::failed(
+            &subject,
+            "authorization failed: this user has no READ on the group",
+            "onced keeps there how far the group has come: allow READ on it as well",
+        ),
+        _ if !described.clients.is_empty() => Row::failed(
+            &subject,
+            format!("has members ({}), and must have none", described.clients.join(", ")),
+            "onced run ends with exit code 5: stop them, or choose another kafka.group",
+        ),
+        _ => Row::ok(&subject, "has no members; keeps how far the group has come"),
+    }
+}
+
 /// The broker's answer to a question about the group.
 pub fn refused(subject: &str, code: RDKafkaErrorCode) -> Row {
     if code == RDKafkaErrorCode::GroupAuthorizationFailed {

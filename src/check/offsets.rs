@@ -9,11 +9,11 @@ use std::collections::BTreeMap;
 use super::numbers;
 use super::report::{Level, Row};
 use crate::clock::rfc3339;
-use crate::commit::offsets::Metadata;
 use crate::config::{Route, Start};
 use crate::dedup::State;
 use crate::dedup::shard::Owner;
-use crate::pipeline::assign::{Known, Refusal, Terms, plan};
+use crate::pipeline::assign::{Known, Plan, Refusal, Terms, plan};
+use crate::pipeline::standing::Standing;
 use crate::record::{Offset, Partition, Timestamp};
 
 /// What is known of one partition.
@@ -22,12 +22,11 @@ pub struct Sight {
     pub partition: Partition,
     pub topic_id: String,
     pub partition_count: i32,
-    /// Of the committed offset, where it is ours.
-    pub metadata: Option<Metadata>,
     pub shard: Option<(Owner, State)>,
     /// The log was looked at: without a shard it holds nothing of the partition.
     pub log_known: bool,
-    pub known: Known,
+    /// What counts of the two groups and the log, and what follows from it.
+    pub weighed: Result<(Standing, Known), Refusal>,
 }
 
 /// What `run` would do with a partition.
@@ -61,30 +60,32 @@ pub fn usable(route: &Route, owner: &Owner) -> bool {
 }
 
 fn fate(route: &Route, sight: &Sight, now: Timestamp) -> Fate {
-    let of_shard = sight.shard.as_ref().map(|(owner, state)| Metadata {
-        definition: owner.definition,
-        topic_id: owner.topic_id.clone(),
-        partition_count: owner.partition_count,
-        stream_time: state.stream_time,
-        acts: Default::default(),
-    });
+    match planned(route, sight, now) {
+        Ok((known, plan)) => fate_of(sight.log_known, known, &plan),
+        Err(refusal) => Fate::Refuses(refusal),
+    }
+}
+
+/// What the daemon would do.
+fn planned<'a>(
+    route: &Route,
+    sight: &'a Sight,
+    now: Timestamp,
+) -> Result<(&'a Known, Plan), Refusal> {
+    let (standing, known) = sight.weighed.as_ref().map_err(Clone::clone)?;
     let terms = Terms {
         topic_id: &sight.topic_id,
         partition_count: sight.partition_count,
         definition: route.identity.definition(),
         window: &route.window,
     };
-    for was in of_shard.iter().chain(&sight.metadata) {
-        if let Err(refusal) = terms.check(&sight.partition, was, now) {
-            return Fate::Refuses(refusal);
-        }
-    }
-    let known = &sight.known;
-    let plan = match plan(&sight.partition, known) {
-        Ok(plan) => plan,
-        Err(refusal) => return Fate::Refuses(refusal),
-    };
-    if !sight.log_known {
+    let shard = sight.shard.as_ref().map(|(owner, state)| (owner, state));
+    standing.check(&sight.partition, &terms, shard, now)?;
+    Ok((known, plan(&sight.partition, known)?))
+}
+
+fn fate_of(log_known: bool, known: &Known, plan: &Plan) -> Fate {
+    if !log_known {
         let behind =
             |committed: Offset| Fate::GoesOn { behind: (known.end.0 - committed.0).max(0) };
         return known.committed.map_or(Fate::Starts, behind);
@@ -116,11 +117,41 @@ pub fn rows(
 ) -> Vec<Row> {
     let subject = format!("group {group}, topic {topic}");
     let mut kinds: BTreeMap<u8, Vec<(i32, Fate)>> = BTreeMap::new();
+    let mut numbers: BTreeMap<u8, Vec<String>> = BTreeMap::new();
     for sight in sights {
         let fate = fate(route, sight, now);
-        kinds.entry(kind(&fate)).or_default().push((sight.partition.index, fate));
+        let kind = kind(&fate);
+        numbers.entry(kind).or_default().extend(numbers_of(route, sight, now));
+        kinds.entry(kind).or_default().push((sight.partition.index, fate));
     }
-    kinds.into_values().map(|alike| row(&subject, &alike, sights.len(), start)).collect()
+    let row = |(kind, alike): (u8, Vec<(i32, Fate)>)| {
+        let mut row = row(&subject, &alike, sights.len(), start);
+        let numbers = numbers.remove(&kind).unwrap_or_default();
+        if !numbers.is_empty() {
+            let more = numbers.len().saturating_sub(SHOWN);
+            let more = if more > 0 { format!("; and {more} more") } else { String::new() };
+            let shown: Vec<_> = numbers.into_iter().take(SHOWN).collect();
+            row.found = format!("{} ({}{more})", row.found, shown.join("; "));
+        }
+        row
+    };
+    kinds.into_iter().map(row).collect()
+}
+
+/// Partitions of which a row shows the offsets.
+const SHOWN: usize = 8;
+
+/// The offsets of a partition: the group's, the high-water group's, and where it starts.
+fn numbers_of(route: &Route, sight: &Sight, now: Timestamp) -> Option<String> {
+    let (known, plan) = planned(route, sight, now).ok()?;
+    let text = |offset: Option<Offset>| offset.map_or("none".to_owned(), |at| at.to_string());
+    let (committed, high_water) = (text(known.committed), text(known.high_water));
+    let mut shown =
+        format!("{}: committed {committed}, high water {high_water}", sight.partition.index);
+    if sight.log_known {
+        shown.push_str(&format!(", start {}", plan.start));
+    }
+    Some(shown)
 }
 
 /// Fates of the same kind make one row.
@@ -213,6 +244,7 @@ pub fn not_looked_at(group: &str, topic: &str, why: &str) -> Row {
 mod tests {
     use super::super::tests::route;
     use super::*;
+    use crate::commit::offsets::Metadata;
 
     const NOW: Timestamp = Timestamp(1_800_000_000_000);
 
@@ -220,8 +252,9 @@ mod tests {
         Known {
             committed: Some(Offset(500)),
             committed_by_us: true,
-            high_water: None,
+            high_water: Some(Offset(500)),
             position: Some(Offset(500)),
+            last: None,
             window_start: Some(Offset(0)),
             first: Offset(0),
             end: Offset(1_000),
@@ -240,14 +273,21 @@ mod tests {
     }
 
     fn sight(index: i32, metadata: Option<Metadata>, known: Known) -> Sight {
+        let standing = Standing {
+            committed: known.committed,
+            committed_by_us: known.committed_by_us,
+            high_water: known.high_water,
+            metadata,
+            shard_counts: true,
+            ..Standing::default()
+        };
         Sight {
             partition: Partition::new("t", index),
             topic_id: "id".to_owned(),
             partition_count: 4,
-            metadata,
             shard: None,
             log_known: true,
-            known,
+            weighed: Ok((standing, known)),
         }
     }
 
@@ -321,6 +361,27 @@ mod tests {
         check(&[sight(0, None, back)], &[(Level::Note, "400 behind the log")]);
         let forward = Known { committed: Some(Offset(700)), committed_by_us: false, ..known() };
         check(&[sight(0, None, forward)], &[(Level::Warning, "200 offsets will not be handled")]);
+    }
+
+    #[test]
+    fn the_offsets_of_both_groups_and_the_start_are_shown() {
+        let ours = Some(metadata(&route(&[])));
+        let reset = Known { committed: Some(Offset(0)), committed_by_us: false, ..known() };
+        check(
+            &[sight(0, ours, reset)],
+            &[(Level::Note, "0: committed 0, high water 500, start 500")],
+        );
+    }
+
+    #[test]
+    fn a_high_water_group_that_a_tool_has_moved_fails() {
+        let refusal = Refusal::HighWaterForeign {
+            partition: Partition::new("t", 0),
+            group: "g.onced".to_owned(),
+            offset: Offset(3),
+        };
+        let sight = Sight { weighed: Err(refusal), ..sight(0, None, known()) };
+        check(&[sight], &[(Level::Failed, "g.onced was not written by onced")]);
     }
 
     #[track_caller]

@@ -2,14 +2,15 @@
 //! data directory, which topic it was, how identities were made and how far time had come.
 //!
 //! ```text
-//! onced1 d=<definition, hex> t=<topic id> n=<partitions> s=<stream time, ms> g=<generation> k=<skips: from-to,...>
+//! onced1 d=<definition, hex> t=<topic id> n=<partitions> s=<stream time, ms> g=<generation>
+//!        r=<rewinds: generation-start,...> k=<skips: from-to,...>
 //! ```
 //!
 //! Foreign input: anyone may commit for the group. What does not read as ours is not ours.
 
 use std::fmt::Write;
 
-use crate::dedup::acts::{Acts, Skip};
+use crate::dedup::acts::{Acts, Rewind, Skip};
 use crate::record::{Offset, Timestamp};
 
 /// Kafka's `offset.metadata.max.bytes` is 4,096 by default.
@@ -30,8 +31,8 @@ pub struct Metadata {
 }
 
 impl Metadata {
-    /// At most [`METADATA_BYTES_MAX`] bytes; what does not fit is dropped, the oldest skip first.
-    /// The number of skips dropped comes with it.
+    /// At most [`METADATA_BYTES_MAX`] bytes; what does not fit is dropped, the oldest skip first,
+    /// then the oldest rewind. The number of acts dropped comes with it.
     #[must_use]
     pub fn encode(&self) -> (String, usize) {
         let mut head = format!(
@@ -43,14 +44,24 @@ impl Metadata {
         }
         let skips: Vec<String> =
             self.acts.skips.iter().map(|skip| format!("{}-{}", skip.from, skip.to)).collect();
-        for dropped in 0..=skips.len() {
-            let kept = skips[dropped..].join(",");
-            let text = if kept.is_empty() { head.clone() } else { format!("{head} k={kept}") };
+        let rewinds: Vec<String> = self
+            .acts
+            .rewinds
+            .iter()
+            .map(|rewind| format!("{}-{}", rewind.generation, rewind.start))
+            .collect();
+        let acts = skips.len() + rewinds.len();
+        for dropped in 0..acts {
+            let (skips, rewinds) = match dropped.checked_sub(skips.len()) {
+                None => (&skips[dropped..], &rewinds[..]),
+                Some(rewinds_dropped) => (&[][..], &rewinds[rewinds_dropped..]),
+            };
+            let text = format!("{head}{}{}", list("r", rewinds), list("k", skips));
             if text.len() <= METADATA_BYTES_MAX {
                 return (text, dropped);
             }
         }
-        (head, skips.len())
+        (head, acts)
     }
 
     /// `None`: this was not written by onced.
@@ -66,9 +77,13 @@ impl Metadata {
                 "n" => metadata.partition_count = value.parse().ok()?,
                 "s" => metadata.stream_time = Some(Timestamp(value.parse().ok()?)),
                 "g" => metadata.acts.generation = value.parse().ok()?,
+                "r" => {
+                    let rewind = |(generation, start)| Rewind { generation, start: Offset(start) };
+                    metadata.acts.rewinds = pairs(value)?.into_iter().map(rewind).collect();
+                }
                 "k" => {
-                    metadata.acts.skips =
-                        value.split(',').map(decode_skip).collect::<Option<_>>()?
+                    let skip = |(from, to)| Skip { from: Offset(from), to: Offset(to) };
+                    metadata.acts.skips = pairs(value)?.into_iter().map(skip).collect();
                 }
                 // A newer onced may say more.
                 _ => {}
@@ -78,9 +93,18 @@ impl Metadata {
     }
 }
 
-fn decode_skip(text: &str) -> Option<Skip> {
-    let (from, to) = text.split_once('-')?;
-    Some(Skip { from: Offset(from.parse().ok()?), to: Offset(to.parse().ok()?) })
+/// One part of the metadata; nothing where there is nothing to list.
+fn list(name: &str, items: &[String]) -> String {
+    if items.is_empty() { String::new() } else { format!(" {name}={}", items.join(",")) }
+}
+
+/// Two numbers, each not negative, joined by a dash; several of them, joined by commas.
+fn pairs(text: &str) -> Option<Vec<(i64, i64)>> {
+    let pair = |text: &str| {
+        let (left, right) = text.split_once('-')?;
+        Some((left.parse().ok()?, right.parse().ok()?))
+    };
+    text.split(',').map(pair).collect()
 }
 
 #[cfg(test)]
@@ -99,7 +123,11 @@ mod tests {
             topic_id: "aB-_12".to_owned(),
             partition_count: 12,
             stream_time: Some(Timestamp(1_700_000_000_000)),
-            acts: Acts { generation: 77, skips: (0..skips).map(skip).collect() },
+            acts: Acts {
+                generation: 77,
+                rewinds: vec![Rewind { generation: 77, start: Offset(5) }],
+                skips: (0..skips).map(skip).collect(),
+            },
         }
     }
 
@@ -118,6 +146,15 @@ mod tests {
         assert!(text.len() <= METADATA_BYTES_MAX && dropped > 0);
         let read = Metadata::decode(text.as_bytes()).unwrap();
         assert_eq!(read.acts.skips, full.acts.skips[dropped..]);
+        assert_eq!(read.acts.rewinds, full.acts.rewinds);
+    }
+
+    #[test]
+    fn what_an_older_onced_wrote_has_no_list_of_rewinds() {
+        let text = b"onced1 d=1 t=id n=2 g=9 s=5 k=1-2";
+        let read = Metadata::decode(text).unwrap();
+        assert_eq!((read.acts.generation, read.acts.rewinds.len()), (9, 0));
+        assert_eq!(read.acts.skips.len(), 1);
     }
 
     #[test]

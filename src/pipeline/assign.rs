@@ -16,6 +16,7 @@
 use crate::commit::offsets::Metadata;
 use crate::dedup::acts::Skip;
 use crate::dedup::expiry::Window;
+use crate::dedup::shard::LastSettled;
 use crate::fault::{self, Bug};
 use crate::record::{Offset, Partition, Timestamp};
 
@@ -27,6 +28,9 @@ pub struct Known {
     pub committed_by_us: bool,
     pub high_water: Option<Offset>,
     pub position: Option<Offset>,
+    /// The last record that the shard has settled, and what now lies at its offset. `None`: it was
+    /// not looked for, or there is nothing any more, which proves nothing.
+    pub last: Option<(LastSettled, LastSettled)>,
     /// `X`; `None`: no record of the topic can matter.
     pub window_start: Option<Offset>,
     /// The first offset that the topic still has.
@@ -35,6 +39,27 @@ pub struct Known {
     pub end: Offset,
     /// Where the route starts without any offset.
     pub start: Offset,
+}
+
+impl Known {
+    /// `C'`.
+    #[must_use]
+    pub fn settled(&self) -> Option<Offset> {
+        self.committed.max(self.high_water)
+    }
+
+    /// `X`: `C'` where no record of the topic can matter.
+    #[must_use]
+    pub fn window_start(&self) -> Option<Offset> {
+        self.window_start.or(self.settled())
+    }
+
+    /// True where the partition goes on at its position, so that the last settled record has to be
+    /// the one that the topic has.
+    #[must_use]
+    pub fn starts_at_position(&self) -> bool {
+        self.position.is_some() && self.position >= self.settled()
+    }
 }
 
 /// Where and how to start.
@@ -67,17 +92,52 @@ pub enum Refusal {
     )]
     Beyond { partition: Partition, committed: Offset, end: Offset },
     #[error(
+        "{partition}: the group has once committed offset {high_water}, but the topic ends at {end}: it was truncated or recreated; use a new kafka.group and log.dir, or restore the topic"
+    )]
+    HighWaterBeyond { partition: Partition, high_water: Offset, end: Offset },
+    #[error(
+        "{partition}: the record at offset {offset} is not the one that was handled: the topic was truncated or recreated and written again; use a new kafka.group and log.dir, or restore the topic"
+    )]
+    Replaced { partition: Partition, offset: Offset },
+    #[error(
+        "{partition}: the offset {offset} of the group {group} was not written by onced: a tool has moved it, and what was handled is no longer known; put it back, or delete the group {group} with any tool to rely on the offsets of the group itself"
+    )]
+    HighWaterForeign { partition: Partition, group: String, offset: Offset },
+    #[error(
+        "the group {group} has members, but onced alone keeps its offsets, and is no member of it: stop those consumers, or use a new kafka.group"
+    )]
+    HighWaterMembers { group: String },
+    #[error(
         "{partition}: records from offset {unread} on were not read, and the topic now begins at {first}: they are lost to retention; to accept that, move the group's offset to {first} with any tool"
     )]
     Gone { partition: Partition, unread: Offset, first: Offset },
     #[error(
-        "{partition}: the topic had {was} partitions and now has {is}: the same key may now go to another partition, where its duplicates are not seen; use a new kafka.group and log.dir"
+        "{partition}: the topic had {was} partitions and now has {is}: the same key may now go to another partition, where its duplicates are not seen; to accept that, stop all instances and run `onced rewind --accept-partitions`, or use a new kafka.group and log.dir"
     )]
     PartitionCount { partition: Partition, was: i32, is: i32 },
     #[error(
         "{partition}: routes.*.identity (or policy.conflict) was changed while entries of the old definition still protect; change it back, or use a new kafka.group and log.dir"
     )]
     Definition { partition: Partition },
+}
+
+impl Refusal {
+    /// The partition that it is about.
+    #[must_use]
+    pub fn partition(&self) -> Option<&Partition> {
+        match self {
+            Self::Recreated { partition, .. }
+            | Self::Truncated { partition, .. }
+            | Self::Beyond { partition, .. }
+            | Self::HighWaterBeyond { partition, .. }
+            | Self::Replaced { partition, .. }
+            | Self::HighWaterForeign { partition, .. }
+            | Self::Gone { partition, .. }
+            | Self::PartitionCount { partition, .. }
+            | Self::Definition { partition } => Some(partition),
+            Self::HighWaterMembers { .. } => None,
+        }
+    }
 }
 
 /// What a partition is read under now.
@@ -125,12 +185,19 @@ impl Terms<'_> {
 /// A [`Refusal`] where going on would lose or double records in silence.
 pub fn plan(partition: &Partition, known: &Known) -> Result<Plan, Refusal> {
     let skip = skip(known);
-    let settled = known.committed.max(known.high_water);
-    if let Some(position) = known.position.filter(|position| *position > known.end) {
-        return Err(Refusal::Truncated { partition: partition.clone(), position, end: known.end });
+    let settled = known.settled();
+    let end = known.end;
+    if let Some(position) = known.position.filter(|position| *position > end) {
+        return Err(Refusal::Truncated { partition: partition.clone(), position, end });
     }
-    if let Some(committed) = settled.filter(|settled| *settled > known.end) {
-        return Err(Refusal::Beyond { partition: partition.clone(), committed, end: known.end });
+    if let Some(high_water) = known.high_water.filter(|high_water| *high_water > end) {
+        return Err(Refusal::HighWaterBeyond { partition: partition.clone(), high_water, end });
+    }
+    if let Some(committed) = known.committed.filter(|committed| *committed > end) {
+        return Err(Refusal::Beyond { partition: partition.clone(), committed, end });
+    }
+    if let Some((was, _)) = known.last.filter(|(was, is)| was != is && known.starts_at_position()) {
+        return Err(Refusal::Replaced { partition: partition.clone(), offset: was.offset });
     }
     let mut start = start(known, settled, skip);
     let mut absorb_until = settled.unwrap_or(start);
@@ -160,7 +227,7 @@ fn start(known: &Known, settled: Option<Offset>, skip: Option<Skip>) -> Offset {
         // What was skipped does not enter, so there is nothing to absorb.
         (Some(settled), _) if skip.is_some_and(|skip| known.position >= Some(skip.from)) => settled,
         (Some(settled), position) => {
-            settled.min(known.window_start.max(position).unwrap_or(settled))
+            settled.min(known.window_start.unwrap_or(settled).max(position.unwrap_or_default()))
         }
     }
 }
@@ -187,6 +254,7 @@ mod tests {
             committed_by_us: true,
             high_water: None,
             position: None,
+            last: None,
             window_start: None,
             first: Offset(0),
             end: Offset(1_000),
@@ -211,7 +279,12 @@ mod tests {
 
     #[test]
     fn a_crash_after_the_commit_and_before_the_log_absorbs_the_few_between() {
-        check(&offsets(500, 490), 490, 500);
+        check(&Known { window_start: Some(Offset(200)), ..offsets(500, 490) }, 490, 500);
+    }
+
+    #[test]
+    fn nothing_is_absorbed_where_no_record_of_the_topic_can_matter() {
+        check(&offsets(500, 300), 500, 500);
     }
 
     #[test]
@@ -280,6 +353,61 @@ mod tests {
     #[test]
     fn a_group_whose_offsets_expired_starts_at_the_position() {
         check(&Known { position: Some(Offset(500)), ..known() }, 500, 500);
+    }
+
+    #[test]
+    fn a_tool_that_moved_the_offset_forward_skips_from_the_high_water_or_the_position() {
+        let foreign = Known { committed_by_us: false, ..known() };
+        let skip = |high_water: Option<i64>, position: Option<i64>| {
+            let (high_water, position) = (high_water.map(Offset), position.map(Offset));
+            let committed = Some(Offset(700));
+            let window_start = Some(Offset(100));
+            let known = Known { committed, high_water, position, window_start, ..foreign.clone() };
+            let plan = plan(&Partition::new("t", 0), &known).unwrap();
+            let skip = plan.skip.map(|skip| (skip.from.0, skip.to.0));
+            (plan.start.0, plan.absorb_until.0, skip)
+        };
+        // An empty directory absorbs the window, but not what was skipped.
+        assert_eq!(skip(Some(500), None), (100, 700, Some((500, 700))));
+        assert_eq!(skip(Some(500), Some(600)), (700, 700, Some((600, 700))));
+        assert_eq!(skip(Some(600), Some(500)), (500, 700, Some((600, 700))));
+        // Back and forward again, up to where it had been.
+        assert_eq!(skip(Some(700), None), (100, 700, None));
+        assert_eq!(skip(Some(900), None), (100, 900, None));
+    }
+
+    #[test]
+    fn a_group_whose_offsets_are_gone_goes_on_at_its_high_water() {
+        let gone =
+            Known { high_water: Some(Offset(500)), window_start: Some(Offset(200)), ..known() };
+        check(&gone, 200, 500);
+        check(&Known { position: Some(Offset(400)), ..gone }, 400, 500);
+    }
+
+    #[test]
+    fn a_high_water_beyond_the_end_is_refused_wherever_the_offset_is() {
+        let known = Known { high_water: Some(Offset(1_001)), ..offsets(0, 0) };
+        let refused = plan(&Partition::new("t", 0), &known);
+        assert!(matches!(refused, Err(Refusal::HighWaterBeyond { .. })), "{refused:?}");
+    }
+
+    #[test]
+    fn another_record_in_the_place_of_the_last_settled_one_is_refused() {
+        let mark = |time| LastSettled {
+            offset: Offset(499),
+            timestamp: Some(Timestamp(time)),
+            check: crate::identity::Check(1),
+        };
+        let with = |last, known| plan(&Partition::new("t", 0), &Known { last, ..known });
+        let other = Some((mark(1), mark(2)));
+        let refused = with(other, offsets(500, 500));
+        assert!(matches!(refused, Err(Refusal::Replaced { offset: Offset(499), .. })));
+        assert!(with(other, offsets(400, 500)).is_err());
+        assert!(with(Some((mark(1), mark(1))), offsets(500, 500)).is_ok());
+        // Gone, by retention or compaction.
+        assert!(with(None, offsets(500, 500)).is_ok());
+        // Nothing of the log is relied on but what lies in the window.
+        assert!(with(other, offsets(600, 500)).is_ok());
     }
 
     #[test]

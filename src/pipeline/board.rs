@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 use serde::Serialize;
 
 use super::worker::Owned;
-use crate::record::Partition;
+use crate::record::{Offset, Partition};
 
 /// The state of each assigned partition, as of its last write.
 #[derive(Debug, Default)]
@@ -63,6 +63,11 @@ impl Board {
 
     pub(super) fn remove(&self, partition: &Partition) {
         self.lock().remove(partition);
+    }
+
+    /// How far a partition is settled, as of the last write.
+    pub(super) fn position(&self, partition: &Partition) -> Option<Offset> {
+        self.lock().get(partition).map(|status| Offset(status.position))
     }
 
     #[must_use]

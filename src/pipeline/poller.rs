@@ -5,6 +5,7 @@
 //!
 //! Owns: membership and what is assigned. Never: decides about records.
 
+mod high_water;
 mod membership;
 mod offsets;
 mod reenter;
@@ -17,9 +18,12 @@ use std::time::{Duration, Instant};
 use rdkafka::error::KafkaError;
 use rustc_hash::FxHashMap;
 
+use self::high_water::HighWater;
 use self::membership::{Drain, Entering};
 use self::reenter::Reentering;
+use super::enter::Questions;
 use super::lane::{Lane, Poller as LanePoller};
+use super::watch::Watch;
 use super::worker::{Event as WorkerEvent, Worker};
 use super::{Command, Failure, Shared};
 use crate::commit::transaction::Transactions;
@@ -27,6 +31,7 @@ use crate::commit::transaction::transactor::{Settings, Transactor};
 use crate::metrics::PartitionMetrics;
 use crate::readiness::Latch;
 use crate::record::{Epoch, Offset, Partition, Record};
+use crate::source::companion::{Commits, Companion};
 use crate::source::lookup::Lookup;
 use crate::source::{Event, Position, Source};
 
@@ -70,12 +75,21 @@ pub fn run(shared: &Arc<Shared>, idle: &Latch) -> Result<(), Failure> {
         .flat_map(|route| route.config.topics.iter().map(|topic| &**topic))
         .collect();
     let lookup = Arc::new(Lookup::new(kafka).map_err(failed)?);
+    let companion = Arc::new(Companion::new(kafka).map_err(failed)?);
+    let questions = Questions {
+        config: Arc::clone(&shared.config),
+        lookup: Arc::clone(&lookup),
+        companion: Arc::clone(&companion),
+    };
     let source = Source::subscribe(kafka, &topics).map_err(failed)?;
     let (commands, inbox) = channel();
     let workers = start_workers(shared, &commands).map_err(failed)?;
     let mut poller = Poller {
         joining: Some(shared.readiness.latch("joining the group")),
         shared: Arc::clone(shared),
+        watch: Watch::start(shared, &lookup, &companion, commands.clone()),
+        high_water: HighWater::new(Commits::new(&companion)),
+        questions: Arc::new(questions),
         lookup,
         source,
         commands,
@@ -183,6 +197,8 @@ struct Assigned {
     /// Its start is being found anew: what is delivered belongs to nobody.
     reentering: bool,
     metrics: PartitionMetrics,
+    /// What the group has of it, and since when.
+    standing: Option<(Position, Instant)>,
 }
 
 impl Assigned {
@@ -195,6 +211,9 @@ impl Assigned {
 struct Poller {
     shared: Arc<Shared>,
     lookup: Arc<Lookup>,
+    questions: Arc<Questions>,
+    watch: Watch,
+    high_water: HighWater,
     source: Source,
     commands: Sender<Command>,
     inbox: Receiver<Command>,
@@ -237,6 +256,7 @@ impl Poller {
         while let Ok(command) = self.inbox.try_recv() {
             self.command(command);
         }
+        self.raise_high_water();
         self.end_drain_if_due();
         self.housekeep();
     }
@@ -392,6 +412,7 @@ impl Poller {
         if std::mem::take(&mut self.commit_failed) {
             self.commit_unanswered();
         }
+        self.commit_standing();
         if self.shared.held() {
             for (partition, assigned) in &mut self.assigned {
                 if !assigned.paused && !assigned.reentering {

@@ -4,6 +4,7 @@ use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
+use super::assign::Plan;
 use crate::handler::{Handler, kafka};
 use crate::metrics::RouteMetrics;
 use crate::readiness::{Latch, Readiness};
@@ -61,6 +62,19 @@ impl Route {
     pub fn begin(&self) {
         self.permits.store(self.config.concurrency, Ordering::Relaxed);
         self.metrics.in_flight.set(0);
+    }
+
+    /// Whether outputs and offsets are committed in one transaction.
+    #[must_use]
+    pub fn is_transactional(&self) -> bool {
+        self.passes_on().is_some()
+    }
+
+    /// A letter that was committed with its offset lies below `C'`: it tells something only where
+    /// records below it are read again.
+    #[must_use]
+    pub(super) fn needs_letters(&self, plan: &Plan) -> bool {
+        !self.is_transactional() || plan.absorb_until > plan.start
     }
 
     /// Takes up to `wanted` permits to call the handler; returns how many it got.

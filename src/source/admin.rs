@@ -81,6 +81,68 @@ unsafe fn described_id(event: *mut native::rd_kafka_event_t) -> Result<String, K
     }
 }
 
+/// How many members a group has; one that nobody knows has none. Asks the group's coordinator. A
+/// broker that does not answer such questions counts as one without members: committing finds out.
+pub(super) fn group_members(
+    client: *mut native::rd_kafka_t,
+    group: &str,
+    patience: Duration,
+) -> Result<usize, KafkaError> {
+    let name = CString::new(group)?;
+    let mut names = [name.as_ptr()];
+    let timeout = i32::try_from(patience.as_millis()).unwrap_or(i32::MAX);
+    // SAFETY: every object is created here, used while alive and destroyed once; the name
+    // outlives the call, which copies it.
+    let answer = unsafe {
+        let queue = native::rd_kafka_queue_new(client);
+        native::rd_kafka_DescribeConsumerGroups(
+            client,
+            names.as_mut_ptr(),
+            names.len(),
+            std::ptr::null(),
+            queue,
+        );
+        let event = native::rd_kafka_queue_poll(queue, timeout);
+        let members = NonNull::new(event).map(|event| described_members(event.as_ptr()));
+        if !event.is_null() {
+            native::rd_kafka_event_destroy(event);
+        }
+        native::rd_kafka_queue_destroy(queue);
+        members.unwrap_or(Err(RDKafkaErrorCode::OperationTimedOut))
+    };
+    match answer {
+        Err(RDKafkaErrorCode::GroupIdNotFound | RDKafkaErrorCode::UnsupportedFeature) => Ok(0),
+        answer => answer.map_err(KafkaError::GroupListFetch),
+    }
+}
+
+/// # Safety
+/// `event` is alive and answers a description of one group.
+unsafe fn described_members(
+    event: *mut native::rd_kafka_event_t,
+) -> Result<usize, RDKafkaErrorCode> {
+    // SAFETY: by contract; what is read here lives as long as the event.
+    unsafe {
+        let code: RDKafkaErrorCode = native::rd_kafka_event_error(event).into();
+        if code != RDKafkaErrorCode::NoError {
+            return Err(code);
+        }
+        let result = native::rd_kafka_event_DescribeConsumerGroups_result(event);
+        let mut count = 0;
+        let groups = native::rd_kafka_DescribeConsumerGroups_result_groups(result, &raw mut count);
+        if groups.is_null() || count == 0 {
+            return Ok(0);
+        }
+        let error = native::rd_kafka_ConsumerGroupDescription_error(*groups);
+        match native::rd_kafka_error_code(error).into() {
+            RDKafkaErrorCode::NoError => {
+                Ok(native::rd_kafka_ConsumerGroupDescription_member_count(*groups))
+            }
+            code => Err(code),
+        }
+    }
+}
+
 /// The client library writes ids in plain Base64; Kafka's own tools write no `+` and no `/`, which
 /// separates the parts of a letter's group.
 fn as_kafka_writes(id: &str) -> String {

@@ -84,6 +84,47 @@ pub fn transactional(kafka: &Kafka) -> (ClientConfig, Duration) {
     (config, Duration::from_millis(timeout))
 }
 
+/// Properties, by the beginning of their names, that say how brokers are reached. All others are
+/// about a membership or about records.
+const CONNECTION: [&str; 20] = [
+    "allow.auto.create.topics",
+    "api.version.",
+    "broker.",
+    "client.",
+    "connections.",
+    "debug",
+    "enable.sasl.",
+    "enable.ssl.",
+    "https.",
+    "max.in.flight",
+    "message.max.bytes",
+    "metadata.",
+    "receive.message.max.bytes",
+    "reconnect.",
+    "retry.",
+    "sasl.",
+    "security.",
+    "socket.",
+    "ssl.",
+    "topic.metadata.",
+];
+
+/// A handle that asks and commits for a group that it never joins: it takes only what says how
+/// brokers are reached. A session, an instance or an assignor would be those of the real group.
+pub(super) fn companion(kafka: &Kafka, group: &str) -> ClientConfig {
+    let is_connection = |name: &str| CONNECTION.iter().any(|start| name.starts_with(start));
+    let properties = kafka.properties.iter().filter(|(name, _)| is_connection(name));
+    let properties = properties.map(|(name, value)| (name.to_owned(), value.to_owned())).collect();
+    let mut config = base(&Kafka { properties, ..kafka.clone() });
+    config
+        .set("group.id", group)
+        .set("enable.auto.commit", "false")
+        .set("enable.auto.offset.store", "false")
+        .set("auto.offset.reset", "error")
+        .set("isolation.level", "read_committed");
+    config
+}
+
 /// Members of a fixed name stay in the group on purpose, and under the newer protocol closing the
 /// client is enough.
 pub(super) fn leaves_by_unsubscribing(kafka: &Kafka) -> bool {

@@ -5,7 +5,7 @@
 
 use std::time::Duration;
 
-use rdkafka::consumer::{BaseConsumer, Consumer as _};
+use rdkafka::consumer::{BaseConsumer, Consumer as _, ConsumerContext};
 use rdkafka::error::{KafkaError, RDKafkaErrorCode};
 use rdkafka::metadata::MetadataBroker;
 use rdkafka::{Offset as KafkaOffset, TopicPartitionList};
@@ -97,23 +97,7 @@ impl Lookup {
         &self,
         partitions: &[Partition],
     ) -> Result<Vec<Option<Committed>>, KafkaError> {
-        let list = self.committed.committed_offsets(names(partitions), PATIENCE)?;
-        // SAFETY: the list outlives the loop. Its metadata are foreign bytes, which the client's
-        // own reader would require to be UTF-8.
-        let elements = unsafe { elements(list.ptr()) };
-        let offset = |partition: &Partition| {
-            let element = elements.iter().find(|element| {
-                // SAFETY: an element has a name that ends with a NUL.
-                let topic = unsafe { std::ffi::CStr::from_ptr(element.topic) };
-                element.partition == partition.index
-                    && topic.to_bytes() == partition.topic.as_bytes()
-            })?;
-            (element.offset >= 0).then(|| Committed {
-                offset: Offset(element.offset),
-                metadata: metadata_of(element),
-            })
-        };
-        Ok(partitions.iter().map(offset).collect())
+        committed(&self.committed, partitions)
     }
 
     /// The first offset and one past the last, transactions that are still open included.
@@ -155,6 +139,27 @@ impl Lookup {
             _ => Ok(None),
         }
     }
+}
+
+/// What the handle's group has committed, in the order of the partitions.
+pub(super) fn committed<C: ConsumerContext>(
+    consumer: &BaseConsumer<C>,
+    partitions: &[Partition],
+) -> Result<Vec<Option<Committed>>, KafkaError> {
+    let list = consumer.committed_offsets(names(partitions), PATIENCE)?;
+    // SAFETY: the list outlives the loop. Its metadata are foreign bytes, which the client's
+    // own reader would require to be UTF-8.
+    let elements = unsafe { elements(list.ptr()) };
+    let offset = |partition: &Partition| {
+        let element = elements.iter().find(|element| {
+            // SAFETY: an element has a name that ends with a NUL.
+            let topic = unsafe { std::ffi::CStr::from_ptr(element.topic) };
+            element.partition == partition.index && topic.to_bytes() == partition.topic.as_bytes()
+        })?;
+        (element.offset >= 0)
+            .then(|| Committed { offset: Offset(element.offset), metadata: metadata_of(element) })
+    };
+    Ok(partitions.iter().map(offset).collect())
 }
 
 fn metadata_of(element: &rdkafka::bindings::rd_kafka_topic_partition_t) -> Option<Metadata> {

@@ -6,6 +6,8 @@
 //! duplicates     what is suppressed, and what is not
 //! crashes        kill -9, SIGTERM, brokers that die: nothing lost, nothing repeated without need
 //! offsets        where partitions start: rewinds, lost directories, skips, refusals, two instances
+//! highwater      offsets that tools, expiry and lost directories change: nothing runs again
+//! rewind         `onced rewind`, and partitions that were added
 //! window         time: expiry on read and on disk
 //! disk           a disk that is full, and has space again
 //! letters        dead letters: their headers, and that they settle their records
@@ -33,10 +35,12 @@ mod crashes;
 mod demo;
 mod disk;
 mod duplicates;
+mod highwater;
 mod http;
 mod input;
 mod letters;
 mod library;
 mod offsets;
+mod rewind;
 mod tidy;
 mod window;

@@ -17,27 +17,27 @@ use crate::scene::{
 };
 
 /// The topic changed under us.
-const TOPIC_CHANGED: Option<i32> = Some(5);
+pub const TOPIC_CHANGED: Option<i32> = Some(5);
 
 #[track_caller]
-fn start_and_settle(onced: &mut Daemon, expected: &[(&str, u64)]) {
+pub fn start_and_settle(onced: &mut Daemon, expected: &[(&str, u64)]) {
     onced.start();
     onced.wait_ready();
     expect_verdicts(onced, expected);
 }
 
 #[track_caller]
-fn stop(onced: &mut Daemon) {
+pub fn stop(onced: &mut Daemon) {
     assert_eq!(onced.terminate().code(), Some(0), "{}", onced.stderr());
 }
 
-fn remove_log(onced: &Daemon) {
+pub fn remove_log(onced: &Daemon) {
     fs::remove_dir_all(onced.data_dir()).expect("the directory is there");
 }
 
 /// It ends by itself with this code, and says these words.
 #[track_caller]
-fn expect_refusal(onced: &mut Daemon, code: Option<i32>, words: &[&str]) {
+pub fn expect_refusal(onced: &mut Daemon, code: Option<i32>, words: &[&str]) {
     let said_before = onced.stderr().len();
     onced.start();
     assert_eq!(onced.wait_exit(SOON).code(), code, "{}", onced.stderr());
@@ -491,7 +491,7 @@ fn a_directory_in_use_or_of_another_group_is_refused() {
 
 /// It ends by itself with the code of a changed topic, and says these words.
 #[track_caller]
-fn expect_refusal_while_running(onced: &mut Daemon, words: &[&str]) {
+pub fn expect_refusal_while_running(onced: &mut Daemon, words: &[&str]) {
     assert_eq!(onced.wait_exit(SOON).code(), TOPIC_CHANGED, "{}", onced.stderr());
     for word in words {
         assert!(onced.stderr().contains(word), "it says {word:?}: {}", onced.stderr());
@@ -499,7 +499,7 @@ fn expect_refusal_while_running(onced: &mut Daemon, words: &[&str]) {
 }
 
 /// Notices changes of topics within a second.
-fn watchful(builder: DaemonBuilder) -> DaemonBuilder {
+pub fn watchful(builder: DaemonBuilder) -> DaemonBuilder {
     let builder = set(builder, "kafka.properties.\"topic.metadata.refresh.interval.ms\"=1000");
     set(builder, "kafka.properties.\"metadata.max.age.ms\"=3000")
 }
@@ -629,7 +629,7 @@ fn instances_share_the_partitions_and_take_over_from_each_other() {
 }
 
 /// Numbered records, each in the same partition whenever it is sent.
-fn placed(range: std::ops::Range<usize>) -> impl Iterator<Item = Message> {
+pub fn placed(range: std::ops::Range<usize>) -> impl Iterator<Item = Message> {
     let partition = |number: usize| i32::try_from(number % 4).expect("it is small");
     range
         .clone()

@@ -64,10 +64,10 @@ impl Poller {
             cancelled: Arc::clone(&cancelled),
             _latch: latch,
         });
-        let (shared, lookup) = (Arc::clone(&self.shared), Arc::clone(&self.lookup));
+        let (shared, questions) = (Arc::clone(&self.shared), Arc::clone(&self.questions));
         let (commands, rebalance) = (self.commands.clone(), self.rebalance);
         let ask = move || {
-            let result = enter(&shared, &lookup, &partitions, &cancelled);
+            let result = enter(&shared, &*questions, &partitions, &cancelled);
             // The poll loop is gone only when the daemon is going.
             let _ = commands.send(Command::Entered { rebalance, result });
         };
@@ -96,12 +96,13 @@ impl Poller {
     }
 
     /// Starts and skips are committed before the first record.
-    pub(super) fn commit_first(&self, entered: &mut [Entered]) {
+    pub(super) fn commit_first(&mut self, entered: &mut [Entered]) {
         let first: Vec<Position> = entered.iter().filter_map(first_commit).collect();
+        for entered in entered.iter() {
+            self.high_water.begin(&entered.partition, entered.high_water);
+        }
         match self.source.commit_now(&first) {
-            Ok(()) => entered.iter_mut().for_each(|entered| {
-                entered.committed.get_or_insert(entered.plan.start);
-            }),
+            Ok(()) => first_committed(entered, first),
             // What has no offset yet is committed with the next, also if it does not move.
             Err(error) => {
                 tracing::warn!(%error, "The starting offsets were not committed; they are with the next commit.");
@@ -135,6 +136,14 @@ impl Poller {
         self.next_epoch += 1;
         let lane = Lane::new(&self.pace);
         let metrics = self.shared.metrics.partition(&partition.topic, partition.index);
+        let standing = entered.standing.clone();
+        // Also where it says so already: an offset of a group without members expires. A route with
+        // transactions moves it in them, and what came late from here would move it back.
+        let raised = standing.clone().filter(|standing| {
+            !self.shared.routes[entered.route].is_transactional()
+                || Some(standing.offset) > entered.high_water
+        });
+        self.watch.add(&partition, epoch, &entered.metadata);
         let owned = owned(&self.shared, entered, epoch, &lane, metrics.clone());
         let assigned = Assigned {
             epoch,
@@ -146,7 +155,11 @@ impl Poller {
             draining: false,
             reentering: false,
             metrics,
+            standing: standing.map(|standing| (standing, clock::instant())),
         };
+        if let Some(raised) = raised {
+            self.high_water.raise(raised);
+        }
         send(&self.workers[worker], WorkerEvent::Open(Box::new(owned)));
         self.assigned.insert(partition, assigned);
     }
@@ -229,7 +242,9 @@ impl Poller {
             }
             return true;
         }
+        let drain = self.drain.as_ref();
         self.commits_out > 0
+            || drain.is_some_and(|drain| !self.high_water.is_done_with(&drain.partitions))
     }
 
     fn commit_last(&mut self, late: &[Partition], positions: Vec<Position>) {
@@ -252,6 +267,8 @@ impl Poller {
     pub(super) fn unassign(&mut self, partitions: &[Partition]) {
         for partition in partitions {
             self.assigned.remove(partition);
+            self.high_water.forget(partition);
+            self.watch.remove(partition);
         }
         self.publish_membership();
         if let Err(error) = self.source.unassign(partitions) {
@@ -261,6 +278,8 @@ impl Poller {
 
     pub(super) fn lose(&mut self, partitions: &[Partition]) {
         for partition in partitions {
+            self.high_water.forget(partition);
+            self.watch.remove(partition);
             if let Some(assigned) = self.assigned.remove(partition) {
                 send(
                     &self.workers[assigned.worker],
@@ -313,6 +332,7 @@ impl Poller {
             while let Ok(command) = self.inbox.try_recv() {
                 self.command(command);
             }
+            self.raise_high_water();
             self.end_drain_if_due();
         }
     }
@@ -335,8 +355,9 @@ pub(in crate::pipeline) fn owned(
     lane: &Arc<Lane>,
     metrics: PartitionMetrics,
 ) -> Owned {
-    let Entered { partition, route, shard, frontier, plan, committed, metadata, origin, cut } =
-        entered;
+    let Entered {
+        partition, route, shard, frontier, plan, committed, metadata, origin, cut, ..
+    } = entered;
     let absorbs = plan.absorb_until > plan.start;
     let text = || {
         format!("{partition} is reading again what was handled before, up to {}", plan.absorb_until)
@@ -375,12 +396,23 @@ pub(in crate::pipeline) fn owned(
     }
 }
 
-/// What has to be committed before the first record: a start, or a skip with its act.
+fn first_committed(entered: &mut [Entered], first: Vec<Position>) {
+    for position in first {
+        let of = |entered: &&mut Entered| entered.partition == position.partition;
+        if let Some(entered) = entered.iter_mut().find(of) {
+            entered.committed = Some(position.offset);
+            entered.standing = Some(position);
+        }
+    }
+}
+
+/// What has to be committed before the first record: a start, or a skip with its act. What lies
+/// below the end of the absorb is settled, and the metadata are as of there.
 pub(in crate::pipeline) fn first_commit(entered: &Entered) -> Option<Position> {
     let needed = entered.plan.commit_start || entered.plan.skip.is_some();
     needed.then(|| Position {
         partition: entered.partition.clone(),
-        offset: entered.plan.start,
+        offset: entered.plan.start.max(entered.plan.absorb_until),
         metadata: entered.metadata.encode().0,
     })
 }

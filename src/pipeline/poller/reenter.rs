@@ -63,10 +63,10 @@ impl Poller {
             cancelled: Arc::clone(&cancelled),
             _latch: self.shared.readiness.latch(text),
         });
-        let (shared, lookup) = (Arc::clone(&self.shared), Arc::clone(&self.lookup));
+        let (shared, questions) = (Arc::clone(&self.shared), Arc::clone(&self.questions));
         let commands = self.commands.clone();
         let ask = move || {
-            let result = enter(&shared, &lookup, &partitions, &cancelled);
+            let result = enter(&shared, &*questions, &partitions, &cancelled);
             // The poll loop is gone only when the daemon is going.
             let _ = commands.send(Command::Reentered { ticket, result });
         };

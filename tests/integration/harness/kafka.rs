@@ -109,6 +109,16 @@ impl Kafka {
         *broker = Some(Broker::start(home.path(), &[]));
     }
 
+    /// A private broker loses the records of a partition, as with a lost disk: the topic, its id and
+    /// all offsets of groups stay.
+    pub fn lose_partition(&self, topic: &str, partition: i32) {
+        let home = self.home.as_ref().expect("only a private broker can lose something");
+        self.stop();
+        let lost = home.path().join("data").join(format!("{topic}-{partition}"));
+        std::fs::remove_dir_all(lost).expect("the partition is there");
+        self.start();
+    }
+
     /// Stops a private broker from running; its connections stay open and say nothing.
     pub fn freeze(&self) {
         self.broker().as_ref().expect("a private broker that runs").freeze();
