@@ -22,8 +22,8 @@
 //! ok          true: no violation
 //! partitions  [{route, topic, partition, first, committed, end, generation, and the numbers of
 //!             finding::Counts: records, handled, duplicates, conflicts, dead_lettered, skipped, lost,
-//!             suppressed_too_late, off_phase, undecided, unidentified, beyond_window, outputs,
-//!             repeated, torn, ahead, without_record, below_first, letters, rerun}]
+//!             suppressed_too_late, off_phase, undecided, unidentified, untimed, beyond_window,
+//!             outputs, repeated, torn, ahead, without_record, below_first, letters, rerun}]
 //! outputs     [{route, topic, committed, aborted, foreign}]
 //! violations  {kind: number} for every kind of finding::Kind
 //! examples    [{kind, topic, partition, offset, detail, neighbours: [{offset, client_key, key, time,

@@ -143,6 +143,8 @@ pub struct Counts {
     pub undecided: u64,
     /// Of `records`: without a key.
     pub unidentified: u64,
+    /// Of `records`: without a timestamp that counts; not judged by time.
+    pub untimed: u64,
     /// Of `handled`: a record of the same key was handled before, `ttl` or more ago.
     pub beyond_window: u64,
     /// Committed outputs that name this partition.
@@ -266,7 +268,6 @@ impl<T> Found<T> {
             *self.counts.entry(*kind).or_default() += count;
         }
     }
-
 
     pub fn into_parts(self) -> (BTreeMap<Kind, u64>, Vec<(Kind, T)>) {
         (self.counts, self.examples)

@@ -133,6 +133,13 @@ impl Gather<'_> {
             let (first, end) = self.uncommitted.ends(&name.0, name.1)?;
             known.push(Known { name: name.clone(), offsets, first, end });
         }
+        if known.iter().all(|known| known.offsets.settled().is_none()) {
+            return Err(Error::Other(format!(
+                "the group {:?} has committed nothing for the topics of route {}: there is nothing \
+                 to verify yet",
+                self.kafka.group, self.route.name
+            )));
+        }
         for known in &known {
             self.judge_offsets(known);
         }
@@ -147,9 +154,24 @@ impl Gather<'_> {
         self.letters(&mut collector, &known)?;
         let later = groups.offsets(&asked, self.options.patience)?;
         drop(groups);
+        let mut compacted = Vec::new();
+        for topic in &self.route.topics {
+            if reader::is_compacted(self.kafka, topic) == Some(true) {
+                self.note(format!(
+                    "{topic} is compacted: records that are gone are not looked at, nor what came \
+                     of them"
+                ));
+                compacted.push(topic.clone());
+            }
+        }
         let mut partitions = Vec::new();
         for (known, later) in known.iter().zip(&later) {
-            partitions.push(self.input(known, later, &mut collector, output.is_some())?);
+            partitions.push(self.input(
+                known,
+                later,
+                &mut collector,
+                (output.is_some(), compacted.contains(&known.name.0)),
+            )?);
         }
         let found = std::mem::replace(&mut self.found, Found::new(0));
         let (violations, examples) = found.into_parts();
@@ -296,7 +318,7 @@ impl Gather<'_> {
         report: &mut OutputReport,
     ) -> Result<Seen, Error> {
         let mut seen = Seen { records: Vec::new(), until: end };
-        let mut shared = Interner::new(&self.route.topics);
+        let known = |topic: &str| self.route.topics.iter().find(|known| ***known == *topic);
         self.progress.start(&format!("output {topic}/{index}"), first, end);
         let reach = self.committed.read(
             (topic, index),
@@ -390,7 +412,7 @@ impl Gather<'_> {
                 Some((known.name.clone(), id.clone()))
             })
             .collect();
-        let mut shared = Interner::new(&self.route.topics);
+        let input = |topic: &str| self.route.topics.iter().find(|known| ***known == *topic);
         for index in 0..partitions {
             let (first, end) = self.uncommitted.ends(&topic, index)?;
             self.progress.start(&format!("letters {topic}/{index}"), first, end);
@@ -398,7 +420,7 @@ impl Gather<'_> {
             let each = |message: &Message<'_>| {
                 self.progress.step();
                 let Some(read) = letter::read(message, index) else { return };
-                let Some(name) = shared.get(&read.topic) else { return };
+                let Some(name) = input(&read.topic) else { return };
                 let id = ids.get(&(name.clone(), read.partition));
                 if read.group == group && id.is_none_or(|id| *id == read.topic_id) {
                     collector.letter(name, read.partition, read.letter);
@@ -422,7 +444,7 @@ impl Gather<'_> {
         known: &Known,
         later: &Offsets,
         collector: &mut Collector,
-        outputs_known: bool,
+        (outputs_known, compacted): (bool, bool),
     ) -> Result<PartitionReport, Error> {
         let (topic, index) = (&known.name.0, known.name.1);
         // Retention may have gone on since.
@@ -434,7 +456,8 @@ impl Gather<'_> {
             partition: index,
             first,
             committed: until,
-            committed_later: later.settled().unwrap_or(0).max(until),
+            // Without any offset there is nothing to hold against an output.
+            committed_later: later.settled().unwrap_or(i64::MAX).max(until),
             skips: known.offsets.skips(),
             generation: known.offsets.generation().max(later.generation()),
             stream_time: known
@@ -443,7 +466,7 @@ impl Gather<'_> {
                 .and_then(|metadata| metadata.stream_time)
                 .map(|s| s.0),
             latest: clock::now().0.saturating_add(millis(self.route.window.skew)),
-            compacted: reader::is_compacted(self.kafka, topic) == Some(true),
+            compacted,
         };
         let generation = bounds.generation;
         let rules = self.rules(outputs_known);
@@ -476,6 +499,13 @@ impl Gather<'_> {
         let mut verdict = partition.finish();
         for example in &mut verdict.examples {
             self.fill_in(&keys, (topic, index), example)?;
+        }
+        if verdict.counts.untimed > 0 {
+            self.note(format!(
+                "{topic}/{index}: {} records carry no timestamp or are dated in the future: not \
+                 judged by time",
+                verdict.counts.untimed
+            ));
         }
         let examples =
             verdict.examples.into_iter().map(|example| (example.kind, example)).collect();
@@ -543,21 +573,6 @@ struct Seen {
     records: Vec<(i64, u32)>,
     /// It got no further.
     until: i64,
-}
-
-/// The names of the input topics, shared.
-struct Interner<'a> {
-    topics: &'a [Arc<str>],
-}
-
-impl<'a> Interner<'a> {
-    fn new(topics: &'a [Arc<str>]) -> Self {
-        Self { topics }
-    }
-
-    fn get(&mut self, topic: &str) -> Option<&'a Arc<str>> {
-        self.topics.iter().find(|known| &***known == topic)
-    }
 }
 
 fn millis(duration: Duration) -> i64 {

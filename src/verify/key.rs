@@ -262,3 +262,155 @@ fn first(hash: &[u8; 32]) -> Key {
     key.copy_from_slice(&hash[..16]);
     key
 }
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+    use crate::identity::{Config, Fingerprint, Identifier};
+    use crate::record::{Offset, Partition, Record, RecordBuilder};
+
+    fn config(keys: &[&str], scope: &[&str], fingerprint: Fingerprint) -> Config {
+        Config {
+            keys: keys.iter().map(|key| key.parse().unwrap()).collect(),
+            scope: scope.iter().map(|part| part.parse().unwrap()).collect(),
+            fingerprint,
+            ..Config::default()
+        }
+    }
+
+    fn record(message: &Message<'_>) -> Record {
+        let headers = message.headers.iter().copied();
+        let partition = Partition::new("t", 0);
+        let (key, payload) = (message.key, message.payload);
+        RecordBuilder::default().build(partition, Offset(0), None, key, payload, headers)
+    }
+
+    /// Both sides agree which of two records are the same, and which payloads.
+    fn agree(config: &Config, a: &Message<'_>, b: &Message<'_>) -> Result<(), TestCaseError> {
+        let mut identifier = Identifier::new(config.clone());
+        let (x, y) = (identifier.identify(&record(a)), identifier.identify(&record(b)));
+        let keys = Keys::new(config);
+        let (p, q) = (keys.derive("t", a), keys.derive("t", b));
+        prop_assert_eq!(p.key.is_some(), x.identity.is_some());
+        prop_assert_eq!(p.key == q.key, x.identity == y.identity, "{:?} {:?}", a, b);
+        prop_assert_eq!(p.check == q.check, x.check == y.check, "{:?} {:?}", a, b);
+        Ok(())
+    }
+
+    fn bytes() -> impl Strategy<Value = Option<Vec<u8>>> {
+        let texts = prop::sample::select(vec!["", "1", "1.0", "a", "true", "\u{e9}"]);
+        prop::option::of(prop_oneof![
+            texts.prop_map(|text| text.as_bytes().to_vec()),
+            prop::collection::vec(any::<u8>(), 0..3),
+        ])
+    }
+
+    fn payload() -> impl Strategy<Value = Option<Vec<u8>>> {
+        let scalar = prop::sample::select(vec![
+            "1",
+            "1.0",
+            "10e-1",
+            "-0",
+            "0",
+            "\"1\"",
+            "\"\"",
+            "\"a\"",
+            "\"\\u0061\"",
+            "true",
+            "null",
+            "[]",
+            "{}",
+            "1e400",
+            "12345678901234567890123",
+            "\"\\ud83d\\ude00\"",
+        ]);
+        let object = (scalar.clone(), scalar.clone(), any::<bool>()).prop_map(|(a, b, swap)| {
+            let (a, b) = (format!("\"id\":{a}"), format!("\"at\" : {b}"));
+            let members = if swap { [b, a] } else { [a, b] };
+            format!("{{{}}}", members.join(" , "))
+        });
+        let list = (scalar.clone(), scalar).prop_map(|(a, b)| format!("{{\"id\":[{a},{b}]}}"));
+        let json = prop_oneof![object, list].prop_map(String::into_bytes);
+        prop_oneof![3 => json.prop_map(Some), 1 => bytes()]
+    }
+
+    #[derive(Clone, Debug)]
+    struct Owned {
+        key: Option<Vec<u8>>,
+        payload: Option<Vec<u8>>,
+        headers: Vec<(Vec<u8>, Option<Vec<u8>>)>,
+    }
+
+    impl Owned {
+        fn message(&self) -> Message<'_> {
+            let headers = self.headers.iter().map(|(name, value)| (&name[..], value.as_deref()));
+            Message {
+                key: self.key.as_deref(),
+                payload: self.payload.as_deref(),
+                headers: headers.collect(),
+                ..Message::default()
+            }
+        }
+    }
+
+    fn message() -> impl Strategy<Value = Owned> {
+        let name = prop::sample::select(vec![&b"h"[..], b"u", b"\xff"]);
+        let header = (name.prop_map(<[u8]>::to_vec), bytes());
+        (bytes(), payload(), prop::collection::vec(header, 0..3))
+            .prop_map(|(key, payload, headers)| Owned { key, payload, headers })
+    }
+
+    fn configs() -> Vec<Config> {
+        let pointers =
+            |texts: &[&str]| texts.iter().map(|text| text.parse().unwrap()).collect::<Vec<_>>();
+        let parts = |include: &[&str], exclude: &[&str]| Fingerprint {
+            include: pointers(include),
+            exclude: pointers(exclude),
+            ..Fingerprint::default()
+        };
+        let bytes = Fingerprint { canonical: Canonical::Bytes, ..Fingerprint::default() };
+        let mut configs = vec![
+            config(&["header:h"], &[], Fingerprint::default()),
+            config(&["header:h", "json:/id", "record-key"], &[], Fingerprint::default()),
+            config(&["json:/id/1", "json:/id"], &["topic", "text:x"], bytes.clone()),
+            config(&["fingerprint"], &["header:u", "json:/at"], Fingerprint::default()),
+            config(&["fingerprint"], &["record-key"], bytes),
+            config(&["fingerprint"], &[], parts(&[], &["/at", "/id/0"])),
+            config(&["fingerprint"], &[], parts(&["/id", "/at"], &["/id/1"])),
+            config(&["header:h", "fingerprint"], &[], parts(&["/id/0"], &["/id"])),
+            config(&["fingerprint"], &[], parts(&[], &[""])),
+        ];
+        configs.push(Config { payload_in_identity: true, ..configs[1].clone() });
+        configs
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig { cases: 3_000, ..ProptestConfig::default() })]
+
+        #[test]
+        fn keys_and_identities_agree_on_what_is_the_same(a in message(), b in message()) {
+            for config in configs() {
+                agree(&config, &a.message(), &b.message())?;
+            }
+        }
+    }
+
+    #[test]
+    fn a_key_is_shown_as_the_client_sent_it() {
+        let keys = Keys::new(&config(
+            &["header:h", "json:/id", "record-key"],
+            &[],
+            Fingerprint::default(),
+        ));
+        let shown = |message: Message<'_>| keys.shown("t", &message);
+        let header = Message { headers: vec![(b"h", Some(b"a\x1b\xff"))], ..Message::default() };
+        assert_eq!(shown(header).as_deref(), Some("a?\u{fffd}"));
+        let json = Message { payload: Some(b"{\"id\":1.50}"), ..Message::default() };
+        assert_eq!(shown(json).as_deref(), Some("1.50"));
+        let record_key = Message { key: Some(b"k"), ..Message::default() };
+        assert_eq!(shown(record_key).as_deref(), Some("k"));
+        assert_eq!(shown(Message::default()), None);
+    }
+}

@@ -14,6 +14,7 @@
 //! admin          the admin server and the metrics
 //! library        handlers registered from Rust
 //! check          `onced check`
+//! verify         `onced verify` finds what was done wrong by hand, and nothing where nothing is
 //! demo           `onced demo`, which needs no broker
 //! tidy           what can be grepped: import arrows, sizes, names
 //! ```
@@ -39,4 +40,5 @@ mod letters;
 mod library;
 mod offsets;
 mod tidy;
+mod verify;
 mod window;
