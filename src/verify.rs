@@ -73,7 +73,7 @@ use self::progress::Progress;
 use self::reader::Error;
 use self::report::Report;
 use crate::cli::{self, ConfigArgs};
-use crate::config::{Config, Route};
+use crate::config::{Config, HandlerKind, Route};
 use crate::daemon::exit;
 
 /// What is to be verified.
@@ -168,8 +168,11 @@ fn chosen<'a>(config: &'a Config, args: &VerifyArgs) -> Result<Vec<&'a Route>, E
 }
 
 /// Where the handler of a route puts its outputs. `None`: nowhere in Kafka.
-fn output_topic(_route: &Route) -> Option<Arc<str>> {
-    None
+fn output_topic(route: &Route) -> Option<Arc<str>> {
+    match &route.handler {
+        HandlerKind::Kafka(kafka) => Some(kafka.topic.clone()),
+        HandlerKind::Stdout | HandlerKind::Http(_) | HandlerKind::Registered(_) => None,
+    }
 }
 
 fn failure(error: &str) -> String {

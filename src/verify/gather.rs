@@ -318,7 +318,7 @@ impl Gather<'_> {
         report: &mut OutputReport,
     ) -> Result<Seen, Error> {
         let mut seen = Seen { records: Vec::new(), until: end };
-        let known = |topic: &str| self.route.topics.iter().find(|known| ***known == *topic);
+        let input = |topic: &str| self.route.topics.iter().find(|known| ***known == *topic);
         self.progress.start(&format!("output {topic}/{index}"), first, end);
         let reach = self.committed.read(
             (topic, index),
@@ -329,7 +329,7 @@ impl Gather<'_> {
                 report.committed += 1;
                 seen.records.push((message.offset, message.digests().dated));
                 let known = message.source().is_some_and(|source| {
-                    shared.get(source.topic).is_some_and(|name| {
+                    input(source.topic).is_some_and(|name| {
                         let output = Output::of(message, source.offset, index);
                         collector.output(name, source.partition, output)
                     })

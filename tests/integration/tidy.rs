@@ -271,7 +271,7 @@ fn the_search_finds_what_it_looks_for() {
 
 #[test]
 fn the_verifier_shares_only_formats_and_configuration_with_the_daemon() {
-    const SHARED: [&str; 10] = [
+    const SHARED: [&str; 9] = [
         "cli",
         "clock",
         "commit::letters",
@@ -280,7 +280,6 @@ fn the_verifier_shares_only_formats_and_configuration_with_the_daemon() {
         "daemon::exit",
         // How the configuration says them.
         "dedup::expiry::Anchor",
-        "handler::kafka",
         "logging",
         "record",
     ];

@@ -6,8 +6,8 @@
 use std::collections::BTreeMap;
 use std::ops::Range;
 
-use super::super::finding::{Found, Kind};
-use super::super::outputs::{Backward, Letter, Output};
+use super::super::finding::Kind;
+use super::super::outputs::{Backward, Output};
 use super::rows::Link;
 use super::{Input, Partition, Spot};
 

@@ -12,6 +12,7 @@ use crate::dedup::expiry::{Anchor, StreamClock, Window};
 use crate::dedup::verdict::{self, Facts};
 use crate::identity::{Check, Identity};
 use crate::record::{Offset, Timestamp};
+use crate::verify::outputs::{Letter, Output};
 
 const TTL: i64 = 100;
 const LATENESS: i64 = 20;
