@@ -16,6 +16,7 @@ use crate::demo::{self, DemoArgs};
 use crate::logging::{self, LogFormat};
 use crate::rewind::{self, RewindArgs};
 use crate::shutdown;
+use crate::verify::{self, VerifyArgs};
 
 const EXIT_CODES: &str = "\
 Exit codes:
@@ -25,6 +26,7 @@ Exit codes:
   3  the configuration is wrong
   4  the log cannot be trusted
   5  the topic changed under us
+  6  verify found a violation
 
 Log output goes to standard error; ONCED_LOG sets its filter (ONCED_LOG=debug).";
 
@@ -62,6 +64,13 @@ enum Command {
         #[arg(long)]
         json: bool,
     },
+    /// Say whether every record was handled once, from what is in Kafka. Changes nothing.
+    ///
+    /// Reads input, outputs, dead letters and committed offsets, and decides with rules of its own
+    /// what should have become of every record below the committed offsets: lost, doubled,
+    /// reordered, altered, torn transactions, conflicts, and the sum. May run beside the daemon. Ends with 6
+    /// where it found a violation, with 1 where it could not look.
+    Verify(VerifyArgs),
     /// Show that every message is handled once, on this machine alone.
     ///
     /// Needs no broker and no configuration: a mock of Kafka, a payment service and the daemon run
@@ -116,6 +125,7 @@ pub fn main() -> ExitCode {
         Command::Run(args) => run(&args),
         Command::Demo(args) => demo::run(&args),
         Command::Rewind(args) => rewind::run(&args),
+        Command::Verify(args) => verify::run(&args),
         Command::Check { config, json } => check::run(&config, json),
     }
     .into()

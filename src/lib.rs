@@ -84,6 +84,7 @@ pub mod readiness;
 pub mod shutdown;
 pub mod logging;
 pub mod check;
+pub mod verify;
 pub mod demo;
 pub mod rewind;
 pub mod cli;

@@ -16,6 +16,7 @@
 //! admin          the admin server and the metrics
 //! library        handlers registered from Rust
 //! check          `onced check`
+//! verify         `onced verify` finds what was done wrong by hand, and nothing where nothing is
 //! demo           `onced demo`, which needs no broker
 //! tidy           what can be grepped: import arrows, sizes, names
 //! ```
@@ -43,4 +44,5 @@ mod library;
 mod offsets;
 mod rewind;
 mod tidy;
+mod verify;
 mod window;

@@ -99,8 +99,9 @@ fn only_the_source_names_the_clients_consumer() {
             "consumer::Consumer",
             "rd_kafka_consumer_poll",
         ],
-        &["src/source", "src/demo/cluster.rs"],
-        "what is read comes in one way; the demo plays the world outside",
+        &["src/source", "src/demo/cluster.rs", "src/verify/reader.rs", "src/verify/group.rs"],
+        "what is read comes in one way; the demo plays the world outside; a check of the daemon \
+         shares no code with it",
     );
 }
 
@@ -266,4 +267,39 @@ fn the_search_finds_what_it_looks_for() {
     let text = "`onced_ready` and onced_log_bytes, not /tmp/onced_dir or onced-x";
     let names = metrics_in(text);
     assert_eq!(names.iter().collect::<Vec<_>>(), ["onced_log_bytes", "onced_ready"]);
+}
+
+#[test]
+fn the_verifier_shares_only_formats_and_configuration_with_the_daemon() {
+    const SHARED: [&str; 9] = [
+        "cli",
+        "clock",
+        "commit::letters",
+        "commit::offsets",
+        "config",
+        "daemon::exit",
+        // How the configuration says them.
+        "dedup::expiry::Anchor",
+        "logging",
+        "record",
+    ];
+    let mut wrong = Vec::new();
+    let sources = sources();
+    let verifier = |source: &&Source| source.path.starts_with("src/verify");
+    assert!(sources.iter().filter(verifier).count() > 5, "these are the verifier's sources");
+    for source in sources.iter().filter(verifier) {
+        for line in source.code.iter().filter(|line| line.contains("crate::")) {
+            let rest = line.split("crate::").nth(1).unwrap_or_default();
+            // Keys are made anew; only where the configuration says they are is read.
+            let configured = line.contains("use crate::identity::{self, Canonical, KeySource");
+            if !configured && !SHARED.iter().any(|shared| rest.starts_with(shared)) {
+                wrong.push(format!("{}: {}", source.path, line.trim()));
+            }
+        }
+    }
+    assert!(
+        wrong.is_empty(),
+        "a check of the daemon shares no code with it:\n{}",
+        wrong.join("\n")
+    );
 }
