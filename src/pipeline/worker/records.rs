@@ -45,7 +45,7 @@ impl Worker {
         let exactly_once = self.owned.get(partition).is_some_and(|owned| owned.exactly_once);
         if exactly_once && (self.open.is_full() || !self.parked.is_empty()) {
             let partition = partition.clone();
-            return self.parked.push_back(Parked { partition, epoch, records });
+            return self.parked.push_back(Parked { partition, epoch, records, end: None });
         }
         self.read_now(partition, epoch, records);
     }
@@ -66,6 +66,7 @@ impl Worker {
                     partition: partition.clone(),
                     epoch,
                     records: rest,
+                    end: None,
                 });
             }
         }
@@ -379,6 +380,12 @@ impl Worker {
         let Some(owned) = self.owned.get_mut(partition).filter(|owned| owned.epoch == epoch) else {
             return;
         };
+        let mut parked = self.parked.iter_mut();
+        if let Some(last) = parked.rfind(|last| last.partition == *partition && last.epoch == epoch)
+        {
+            last.end = Some(offset);
+            return;
+        }
         owned.delivered = owned.delivered.max(offset);
         self.advance_to_end(partition);
         self.delivered(partition);

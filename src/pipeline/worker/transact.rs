@@ -25,7 +25,7 @@ use crate::dedup::Entry;
 use crate::fault::{self, Bug, Point};
 use crate::metrics::{OutcomeLabel, TransactionLabel, VerdictLabel};
 use crate::pipeline::{Command, Failure};
-use crate::record::{Epoch, Partition, Record};
+use crate::record::{Epoch, Offset, Partition, Record};
 
 /// A transaction that is under way.
 pub(super) struct Sealed {
@@ -39,6 +39,8 @@ pub(super) struct Parked {
     pub(super) partition: Partition,
     pub(super) epoch: Epoch,
     pub(super) records: Vec<Record>,
+    /// The partition ends here behind them. Told before they are decided, it would settle them.
+    pub(super) end: Option<Offset>,
 }
 
 /// What is known of a record whose output was refused.
@@ -70,9 +72,12 @@ impl Worker {
         loop {
             let sealed = self.seal_if_due();
             while !self.open.is_full()
-                && let Some(Parked { partition, epoch, records }) = self.parked.pop_front()
+                && let Some(Parked { partition, epoch, records, end }) = self.parked.pop_front()
             {
                 self.read_now(&partition, epoch, records);
+                if let Some(end) = end {
+                    self.end(&partition, epoch, end);
+                }
             }
             // What was absorbed alone is done at once, and there may be more.
             if !sealed || self.parked.is_empty() {
