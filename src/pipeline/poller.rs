@@ -143,6 +143,8 @@ fn transactions(
     let Some(transacting) = &shared.transacting else { return Ok(None) };
     let mut client = transacting.client.clone();
     client.set("transactional.id", format!("{}-{index}", transacting.id));
+    // A connection that broke is what tells that a commit may come a second time, and late.
+    client.set("log.connection.close", "true");
     let settings = Settings {
         client,
         routes: shared.routes.iter().map(|route| route.passes_on().cloned()).collect(),

@@ -10,6 +10,8 @@
 //! rewind         `onced rewind`, and partitions that were added
 //! window         time: expiry on read and on disk
 //! disk           a disk that is full, and has space again
+//! power          power cuts, full disks and failing calls on a file system of its own
+//! torn           requests that are late, and answers that never come
 //! letters        dead letters: their headers, and that they settle their records
 //! http           the http handler from the outside; order, concurrency, rate
 //! input          hostile and broken input: a clear result, and nothing lost
@@ -27,7 +29,11 @@
 
 #![allow(clippy::cast_sign_loss, reason = "counters and counts are not negative")]
 
+#[path = "../chaos/proxy/mod.rs"]
+mod kafka_proxy;
 mod harness;
+#[path = "../chaos/disk.rs"]
+mod loop_disk;
 mod scene;
 
 mod admin;
@@ -42,7 +48,9 @@ mod input;
 mod letters;
 mod library;
 mod offsets;
+mod power;
 mod rewind;
 mod tidy;
+mod torn;
 mod verify;
 mod window;
