@@ -57,6 +57,10 @@ impl Worker {
         epoch: Epoch,
         mut records: Vec<Record>,
     ) {
+        // Of an earlier epoch: its lane is gone with it.
+        if self.owned.get(partition).is_none_or(|owned| owned.epoch != epoch) {
+            return;
+        }
         if let Some(before) = self.before_suspect(partition, &records) {
             let alone = before == 0 && self.open.is_empty();
             let rest = records.split_off(before + usize::from(alone));
