@@ -174,7 +174,8 @@ struct Member {
 
 impl Member {
     fn join(kafka: &Kafka, group: &str, topic: &str) -> Self {
-        let consumer: BaseConsumer = kafka.client(&[("group.id", group)]);
+        let consumer: BaseConsumer =
+            kafka.client(&[("group.id", group), ("enable.auto.commit", "false")]);
         consumer.subscribe(&[topic]).expect("it can subscribe");
         let (stop, stopped) = std::sync::mpsc::channel();
         let thread = std::thread::spawn(move || {
