@@ -116,8 +116,8 @@ impl<'a> Scene<'a> {
     fn output_of(&self, offset: usize) -> Message {
         let input = self.inputs[offset].clone();
         let key = input.headers.iter().find(|(name, _)| name == b"Idempotency-Key");
-        let identity = key
-            .map(|(_, key)| identity(&String::from_utf8_lossy(key.as_deref().unwrap_or_default())));
+        let key = key.and_then(|(_, key)| key.as_deref());
+        let identity = key.map(|key| identity(&String::from_utf8_lossy(key)));
         let output = input.partition(0).header("onced-source", self.source(offset));
         match identity {
             Some(identity) => output.header("onced-identity", identity),
