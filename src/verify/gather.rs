@@ -222,25 +222,13 @@ impl Gather<'_> {
             let detail = format!("offset {settled} is committed, and the topic ends at {end}");
             self.violation(Kind::Offsets, place, settled, detail);
         }
-        let exactly_once = self.output_topic().is_some();
-        match (&offsets.group, &offsets.high_water) {
-            (Some(group), high) if group.metadata.is_some() => {
-                let high_offset = high.as_ref().map_or(-1, |high| high.offset);
-                // Outside handlers commit for the companion after the group: a crash may be between.
-                if high_offset < group.offset && exactly_once {
-                    let detail = format!(
-                        "the group is at {}, the high-water group at {high_offset}: one transaction \
-                         moves both",
-                        group.offset
-                    );
-                    self.violation(Kind::Offsets, place, group.offset, detail);
-                }
-            }
-            (Some(group), _) => self.note(format!(
+        match &offsets.group {
+            Some(group) if group.metadata.is_some() => {}
+            Some(group) => self.note(format!(
                 "{topic}/{index}: the group's offset {} was not committed by onced",
                 group.offset
             )),
-            (None, _) => self.note(format!("{topic}/{index}: the group's offset is gone")),
+            None => self.note(format!("{topic}/{index}: the group's offset is gone")),
         }
         if let Some(high) = &offsets.high_water
             && high.metadata.is_none()
@@ -458,6 +446,7 @@ impl Gather<'_> {
             committed: until,
             // Without any offset there is nothing to hold against an output.
             committed_later: later.settled().unwrap_or(i64::MAX).max(until),
+            high_water: known.offsets.behind().filter(|_| outputs_known),
             skips: known.offsets.skips(),
             generation: known.offsets.generation().max(later.generation()),
             stream_time: known

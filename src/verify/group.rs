@@ -71,6 +71,14 @@ impl Offsets {
         skips
     }
 
+    /// Where the high-water group is, if that is behind an offset of the group that is ours. A start
+    /// or a skip is committed for the group first.
+    pub fn behind(&self) -> Option<i64> {
+        let group = self.group.as_ref().filter(|group| group.metadata.is_some())?;
+        let high = self.high_water.as_ref().map_or(0, |high| high.offset);
+        (high < group.offset).then_some(high)
+    }
+
     pub fn generation(&self) -> i64 {
         self.metadata().map_or(0, |metadata| metadata.acts.generation)
     }

@@ -74,6 +74,9 @@ pub struct Bounds {
     /// The same, asked again after all outputs were read: no output can come from this or a later
     /// offset.
     pub committed_later: i64,
+    /// Where the high-water group is, if that is behind the group. One transaction moves both, so
+    /// that nothing was handled in between.
+    pub high_water: Option<i64>,
     /// Offsets that somebody chose not to handle, `from..to`.
     pub skips: Vec<(i64, i64)>,
     /// When the newest rewind was done, in milliseconds; 0: never.
@@ -210,6 +213,7 @@ impl Partition {
         for at in self.letters_done..self.letters.len() {
             self.letter_without_record(at);
         }
+        self.high_water();
         // The two tables are never in memory together.
         self.last = Last::default();
         self.identities();

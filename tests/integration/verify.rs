@@ -4,10 +4,11 @@
 
 use std::hash::{DefaultHasher, Hash as _, Hasher as _};
 use std::process::Output;
+use std::time::Duration;
 
 use serde_json::Value;
 
-use crate::harness::{Kafka, Message, onced, unique};
+use crate::harness::{Daemon, Kafka, Message, onced, unique, wait_until};
 
 const TTL_MS: i64 = 60_000;
 const T0: i64 = 1_700_000_000_000;
@@ -115,8 +116,8 @@ impl<'a> Scene<'a> {
     fn output_of(&self, offset: usize) -> Message {
         let input = self.inputs[offset].clone();
         let key = input.headers.iter().find(|(name, _)| name == b"Idempotency-Key");
-        let identity = key
-            .map(|(_, key)| identity(&String::from_utf8_lossy(key.as_deref().unwrap_or_default())));
+        let key = key.and_then(|(_, key)| key.as_deref());
+        let identity = key.map(|key| identity(&String::from_utf8_lossy(key)));
         let output = input.partition(0).header("onced-source", self.source(offset));
         match identity {
             Some(identity) => output.header("onced-identity", identity),
@@ -622,4 +623,78 @@ fn what_cannot_be_looked_at_ends_with_1() {
     let verified = scene.verify_with(&[]);
     assert_eq!(verified.code, Some(1), "{}", verified.said);
     assert!(verified.json["error"].as_str().unwrap().contains("no topic"), "{}", verified.said);
+}
+
+const ROUTE: &str = r#"
+[kafka]
+brokers = "{brokers}"
+group = "{group}"
+transaction_interval = "20ms"
+
+[kafka.properties]
+"session.timeout.ms" = 6000
+
+[log]
+dir = "{dir}"
+memory = "16MiB"
+disk_reserve = "0B"
+
+[admin]
+listen = "{admin}"
+
+[routes.payments]
+topics = ["{topic}"]
+
+[routes.payments.handler]
+kind = "kafka"
+topic = "{output}"
+
+[routes.payments.dead_letter]
+topic = "{letters}"
+"#;
+
+#[test]
+fn a_daemon_that_runs_and_is_killed_passes_at_any_time() {
+    let Some(kafka) = Kafka::shared_or_skip("a daemon") else { return };
+    let topic = kafka.topic("verify-daemon").partitions(2).create();
+    let output = kafka.topic("verify-daemon-out").partitions(2).create();
+    let letters = kafka.topic("verify-daemon-dead").create();
+    let group = unique("verify-daemon");
+    let mut daemon = Daemon::with(ROUTE)
+        .on(kafka)
+        .fill("group", &group)
+        .fill("topic", &topic)
+        .fill("output", &output)
+        .fill("letters", &letters)
+        .start();
+    let verify = |daemon: &Daemon| Verified::of(&daemon.run(["verify", "--json"]));
+    // Every key thrice, and some of them with another payload.
+    let message = |n: usize| {
+        let payload = if n % 97 == 0 { format!("{n}") } else { "{}".to_owned() };
+        Message::new(payload)
+            .key(format!("{}", n % 1_000))
+            .idempotency_key(&format!("{}", n % 1_000))
+    };
+    for round in 0..3 {
+        kafka.produce(&topic, (round * 1_000..(round + 1) * 1_000).map(message));
+        let committed = || (0..2).any(|at| kafka.committed_offset(&group, &topic, at).is_some());
+        wait_until("something is committed", Duration::from_secs(60), committed);
+        verify(&daemon).found(&[]);
+        daemon.kill();
+        verify(&daemon).found(&[]);
+        daemon.start();
+    }
+    let caught_up =
+        |at| kafka.committed_offset(&group, &topic, at) == Some(kafka.end_offset(&topic, at));
+    wait_until("all is committed", Duration::from_secs(60), || (0..2).all(caught_up));
+    let verified = verify(&daemon);
+    verified.found(&[]);
+    let sum = |name: &str| {
+        let partitions = verified.json["partitions"].as_array().unwrap();
+        partitions.iter().map(|partition| partition[name].as_u64().unwrap()).sum::<u64>()
+    };
+    assert_eq!((sum("records"), sum("handled")), (3_000, 1_000), "{}", verified.said);
+    assert_eq!(sum("undecided") + sum("off_phase"), 0, "{}", verified.said);
+    assert_eq!(daemon.terminate().code(), Some(0));
+    verify(&daemon).found(&[]);
 }

@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use super::super::finding::{Fate, Kind};
 use super::super::outputs::{Letter, Output};
-use super::rows::{Row, Tag};
+use super::rows::{Link, Row, Tag};
 use super::{OnConflict, Partition, Spot};
 
 impl Partition {
@@ -57,7 +57,7 @@ impl Partition {
         let Some((anchor, anchor_tag)) = self.rows.get(from) else { return };
         let others = vec![row.handled, from];
         let untimed = tag.untimed() || before_tag.untimed() || anchor_tag.untimed();
-        let phase = !self.rules.strict_window && self.may_be_off_phase(&before, row);
+        let phase = self.may_be_off_phase(&before, row);
         if !self.within(anchor.time, row.time) || untimed || phase {
             self.counts.beyond_window += 1;
         } else {
@@ -90,11 +90,32 @@ impl Partition {
 
     /// A log that was rebuilt may count the window from a record before the one that was handled.
     fn may_be_off_phase(&self, handled: &Row, row: &Row) -> bool {
-        let earlier = self.rows.get(handled.previous).map(|(earlier, _)| earlier);
-        !self.rules.anchor_last
-            && earlier.is_some_and(|earlier| {
-                self.within(earlier.time, handled.time) && !self.within(earlier.time, row.time)
-            })
+        let from = handled.previous;
+        self.may_be_rebuilt()
+            && self
+                .before(from, |earlier| {
+                    self.within(earlier.time, handled.time) && !self.within(earlier.time, row.time)
+                })
+                .is_some()
+    }
+
+    /// With `anchor = "last"` a rebuilt log is what it was.
+    fn may_be_rebuilt(&self) -> bool {
+        !self.rules.anchor_last && !self.rules.strict_window
+    }
+
+    /// The newest row of a key, from this one on backwards, that fits and has no letter.
+    fn before(&self, from: Link, fits: impl Fn(&Row) -> bool) -> Option<Link> {
+        let mut at = from;
+        // Bounded: a key with more records than this has one that fits, as far as anyone can tell.
+        for _ in 0..1_000 {
+            let (row, tag) = self.rows.get(at)?;
+            if tag.fate() != Fate::DeadLetter && fits(row) {
+                return Some(at);
+            }
+            at = row.previous;
+        }
+        Some(at)
     }
 
     fn identity_at(&self, source: i64) -> Option<u64> {
@@ -145,7 +166,10 @@ impl Partition {
             )),
             ("conflict", _) => None,
             (_, Some((entry, entry_tag)))
-                if sure && entry_tag.fate() == Fate::Handled && entry.check == row.check =>
+                if sure
+                    && entry_tag.fate() == Fate::Handled
+                    && entry.check == row.check
+                    && !self.may_be_off_phase(entry, row) =>
             {
                 Some(format!(
                     "offset {offset} is a dead letter ({reason}), and a duplicate of offset {}",
@@ -163,16 +187,8 @@ impl Partition {
 
     /// A record of its key with another payload is within the window before it.
     fn other_payload_within(&self, row: &Row) -> bool {
-        let mut at = row.previous;
-        // Bounded: a key with more records than this has one that is near enough.
-        for _ in 0..1_000 {
-            let Some((before, _)) = self.rows.get(at) else { return false };
-            if before.check != row.check && self.within(before.time, row.time) {
-                return true;
-            }
-            at = before.previous;
-        }
-        true
+        let other = |before: &Row| before.check != row.check && self.within(before.time, row.time);
+        self.before(row.previous, other).is_some()
     }
 
     /// A record with neither output nor letter.
@@ -210,11 +226,11 @@ impl Partition {
             self.found.add(Kind::Lost, || Spot { offset, detail, others: Vec::new() });
             return Fate::Lost;
         };
-        let before = self.rows.get(row.previous).map(|(before, tag)| (before.time, tag.fate()));
-        let near = before
-            .is_some_and(|(time, fate)| self.within(time, row.time) && fate != Fate::DeadLetter);
-        if near && !self.rules.strict_window {
-            row.entry = row.previous;
+        let near = |before: &Row| self.within(before.time, row.time);
+        if self.may_be_rebuilt()
+            && let Some(near) = self.before(row.previous, near)
+        {
+            row.entry = near;
             return Fate::OffPhase;
         }
         let detail = format!(
@@ -254,6 +270,11 @@ impl Partition {
             && !entry_tag.untimed()
             && !self.in_cut(row);
         if self.rules.conflict == OnConflict::Letter && sure {
+            let same =
+                |before: &Row| before.check == row.check && self.within(before.time, row.time);
+            if self.may_be_rebuilt() && self.before(row.previous, same).is_some() {
+                return Fate::OffPhase;
+            }
             let (offset, others) = (row.offset, vec![row.entry]);
             let detail = format!(
                 "offset {offset} has the key of offset {} and another payload, and no letter says so",

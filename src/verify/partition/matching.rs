@@ -6,7 +6,7 @@
 use std::collections::BTreeMap;
 use std::ops::Range;
 
-use super::super::finding::Kind;
+use super::super::finding::{Fate, Kind};
 use super::super::outputs::{Backward, Output};
 use super::rows::Link;
 use super::{Input, Partition, Spot};
@@ -152,6 +152,20 @@ impl Partition {
                 );
                 self.found.add(Kind::Altered, || Spot { offset, detail, others: Vec::new() });
             }
+        }
+    }
+
+    /// Nothing was handled beyond the offset of the high-water group.
+    pub(super) fn high_water(&mut self) {
+        let Some(high_water) = self.bounds.high_water else { return };
+        let settled = self.rows.from(high_water).find(|(_, tag)| tag.fate() != Fate::Skipped);
+        if let Some(offset) = settled.map(|(row, _)| row.offset) {
+            let detail = format!(
+                "the group is at {}, the high-water group at {high_water}, and offset {offset} was \
+                 settled: one transaction moves both",
+                self.bounds.committed
+            );
+            self.found.add(Kind::Offsets, || Spot { offset, detail, others: Vec::new() });
         }
     }
 

@@ -109,6 +109,12 @@ impl Rows {
         Link::try_from(at + 1).unwrap_or_default()
     }
 
+    /// The rows of this offset and later ones.
+    pub fn from(&self, offset: i64) -> impl Iterator<Item = (&Row, Tag)> {
+        let at = self.rows.partition_point(|row| row.offset < offset);
+        self.rows.iter().zip(self.tags.iter().copied()).skip(at)
+    }
+
     /// The row of this offset.
     pub fn find(&self, offset: i64) -> Option<Link> {
         let at = self.rows.binary_search_by_key(&offset, |row| row.offset).ok()?;
