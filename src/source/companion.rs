@@ -25,7 +25,10 @@ impl Companion {
     /// A property in `[kafka.properties]` that librdkafka refuses.
     pub fn new(kafka: &Kafka) -> Result<Self, KafkaError> {
         let group = format!("{}{SUFFIX}", kafka.group);
-        let consumer = client::reader(kafka).set("group.id", group).create()?;
+        let mut config = client::reader(kafka);
+        // It is no member, and must not look like one of a fixed name.
+        config.remove("group.instance.id");
+        let consumer = config.set("group.id", group).create()?;
         Ok(Self { consumer })
     }
 
