@@ -6,6 +6,7 @@
 
 pub(crate) mod disk;
 mod housekeeping;
+mod outputs;
 mod retention;
 mod status;
 
@@ -118,6 +119,8 @@ pub enum Error {
     Client { reason: String },
     #[error("routes.{route}: the topic {topic} cannot be used; create it or correct the name")]
     Topic { route: String, topic: String, source: KafkaError },
+    #[error("routes.{route}: the output topic cannot be used")]
+    Output { route: String, source: outputs::Crowded },
     #[error(transparent)]
     Log(#[from] LogError),
     #[error(transparent)]
@@ -312,7 +315,8 @@ impl<'a> Daemon<'a> {
         }
         let kafka = &self.config.kafka;
         let companion = Companion::new(kafka).map_err(|error| Error::client(&error))?;
-        let (client, timeout) = client::transactional(kafka);
+        let (mut client, timeout) = client::transactional(kafka);
+        self.runtime.block_on(outputs::limit_batches(&self.config, &mut client));
         Ok(Some(Transacting {
             client,
             timeout,
@@ -365,8 +369,9 @@ impl<'a> Daemon<'a> {
         None
     }
 
-    /// Every input, output and dead-letter topic is there.
+    /// Every input, output and dead-letter topic is there, and outputs have room.
     fn check_topics(&self, lookup: &Lookup) -> Result<(), Error> {
+        let mut partitions = HashMap::new();
         for route in &self.config.routes {
             let output = match &route.handler {
                 HandlerKind::Kafka(kafka) => Some(&kafka.topic),
@@ -384,8 +389,11 @@ impl<'a> Daemon<'a> {
                         let (route, topic) = (route.name.to_string(), topic.to_string());
                         return Err(Error::Topic { route, topic, source });
                     }
-                    Ok(_) => {}
+                    Ok(count) => drop(partitions.insert(Arc::clone(topic), count)),
                 }
+            }
+            if let Some(source) = outputs::without_room(route, |of| partitions.get(of).copied()) {
+                return Err(Error::Output { route: route.name.to_string(), source });
             }
         }
         Ok(())

@@ -196,8 +196,8 @@ struct Assigned {
     pending_bytes: usize,
     paused: bool,
     draining: bool,
-    /// Its start is being found anew: what is delivered belongs to nobody.
-    reentering: bool,
+    /// Its start is being found anew, under this ticket: what is delivered belongs to nobody.
+    reentering: Option<u64>,
     metrics: PartitionMetrics,
     /// What the group has of it, and since when.
     standing: Option<(Position, Instant)>,
@@ -206,7 +206,7 @@ struct Assigned {
 impl Assigned {
     /// What is delivered goes to its worker.
     fn is_read(&self) -> bool {
-        !self.draining && !self.reentering
+        !self.draining && self.reentering.is_none()
     }
 }
 
@@ -417,7 +417,7 @@ impl Poller {
         self.commit_standing();
         if self.shared.held() {
             for (partition, assigned) in &mut self.assigned {
-                if !assigned.paused && !assigned.reentering {
+                if !assigned.paused && assigned.reentering.is_none() {
                     assigned.paused = pause(&self.source, partition);
                 }
             }

@@ -180,11 +180,12 @@ pub struct Worker {
     suspicions: FxHashMap<(Partition, Offset), Suspicion>,
     /// Held while transactions do not commit.
     trouble: Latch,
+    troubled: bool,
     /// Permits of settled claims, by route, to give back once the log is written.
     permits: Vec<usize>,
     tallies: Vec<Tally>,
     next_commit: Instant,
-    /// The log cannot be written: nothing is settled any more.
+    /// Nothing is settled any more: the log cannot be written, or a transaction is lost for good.
     failed: bool,
     scratch: Scratch,
 }
@@ -251,6 +252,7 @@ impl Worker {
             parked: VecDeque::new(),
             suspicions: FxHashMap::default(),
             trouble,
+            troubled: false,
             next_commit: clock::instant(),
             failed: false,
             scratch: Scratch::default(),
@@ -369,6 +371,7 @@ impl Worker {
                 self.shared.board.remove(partition);
             }
         }
+        self.end_trouble_if_over();
     }
 
     /// Partitions that finished draining are handed back, with the offset to commit.
@@ -388,6 +391,7 @@ impl Worker {
             owned.metrics.remove();
             self.shared.board.remove(&partition);
             self.send(Command::Drained { partition, epoch: owned.epoch, position });
+            self.end_trouble_if_over();
         }
     }
 

@@ -146,7 +146,7 @@ struct Thread {
     /// Registered, and with no transaction open.
     client: Option<Client>,
     registered: Instant,
-    /// How often in a row a producer was fenced soon after it registered.
+    /// How often in a row, of all fences, a producer was fenced soon after it registered.
     fenced: u32,
     /// Transactions in a row that did not commit.
     failures: u32,
@@ -205,7 +205,6 @@ impl Thread {
         let ended = match result {
             Ok(()) => {
                 self.failures = 0;
-                self.fenced = 0;
                 let late = started.elapsed() > SLOW || client.troubles() != troubles;
                 if !late || fault::bug(Bug::NoRecycle) {
                     self.client = Some(client);
@@ -413,21 +412,32 @@ impl Thread {
         }
     }
 
-    fn abort(&self, client: &Client, reason: String, refused: Vec<usize>) -> Ended {
+    fn abort(&mut self, client: &Client, reason: String, refused: Vec<usize>) -> Ended {
         self.settings.progress.set(Phase::Aborting);
         // Whether this works or not: the next producer's epoch ends what is open.
-        if let Err(error) = client.abort() {
-            tracing::debug!(%error, "An abort failed; the next producer aborts instead.");
-        }
+        let aborted = client.abort();
         fault::point(Point::TransactionAborted);
-        Ended::Aborted { reason, refused }
+        match aborted {
+            Err(error) if error.class == Class::Fatal => match self.broken(&error) {
+                Ended::Aborted { .. } => Ended::Aborted { reason, refused },
+                ended => ended,
+            },
+            Err(error) => {
+                tracing::debug!(%error, "An abort failed; the next producer aborts instead.");
+                Ended::Aborted { reason, refused }
+            }
+            Ok(()) => Ended::Aborted { reason, refused },
+        }
     }
 
     /// A fatal error before the commit was answered: nothing of it will be visible.
     fn broken(&mut self, error: &Refused) -> Ended {
         let reason = error.to_string();
-        if error.is_fenced() && self.registered.elapsed() < self.settings.timeout / 2 {
-            self.fenced += 1;
+        if error.is_fenced() {
+            // The broker itself fences only who was away for the whole timeout. A commit in between
+            // says nothing: two daemons that fence each other commit in turns.
+            let soon = self.registered.elapsed() < self.settings.timeout / 2;
+            self.fenced = if soon { self.fenced + 1 } else { 0 };
         }
         if self.fenced >= HIJACKS {
             return Ended::Hijacked { reason };

@@ -153,7 +153,7 @@ impl Poller {
             pending_bytes: 0,
             paused: self.shared.held() && pause(&self.source, &partition),
             draining: false,
-            reentering: false,
+            reentering: None,
             metrics,
             standing: standing.map(|standing| (standing, clock::instant())),
         };
@@ -190,7 +190,7 @@ impl Poller {
             if let Some(assigned) = self.assigned.get_mut(partition) {
                 assigned.draining = true;
                 assigned.pending.clear();
-                if assigned.reentering {
+                if assigned.reentering.is_some() {
                     continue;
                 }
                 let event =

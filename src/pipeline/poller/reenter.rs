@@ -39,7 +39,6 @@ impl Poller {
                 }
                 continue;
             }
-            assigned.reentering = true;
             assigned.pending.clear();
             assigned.pending_bytes = 0;
             if std::mem::take(&mut assigned.paused) {
@@ -58,6 +57,11 @@ impl Poller {
         let cancelled = Arc::new(AtomicBool::new(false));
         let ticket = self.next_ticket;
         self.next_ticket += 1;
+        for partition in &partitions {
+            if let Some(assigned) = self.assigned.get_mut(partition) {
+                assigned.reentering = Some(ticket);
+            }
+        }
         self.reentering.push(Reentering {
             ticket,
             cancelled: Arc::clone(&cancelled),
@@ -81,10 +85,11 @@ impl Poller {
             Ok(entered) => entered,
             Err(failure) => return self.fail(failure),
         };
-        // Some may have been given back meanwhile.
+        // Some may have been given back meanwhile, and some of those have come back: what was found
+        // for them before is old.
         entered.retain(|entered| {
             let assigned = self.assigned.get(&entered.partition);
-            assigned.is_some_and(|assigned| assigned.reentering && !assigned.draining)
+            assigned.is_some_and(|at| at.reentering == Some(ticket) && !at.draining)
         });
         if entered.is_empty() {
             return;

@@ -403,6 +403,7 @@ impl Worker {
         owned.delivered = owned.delivered.max(offset);
         self.advance_to_end(partition);
         self.delivered(partition);
+        self.end_trouble_if_over();
     }
 
     /// The partition may have been read up to where it was settled before.

@@ -34,7 +34,7 @@ pub(super) struct Sealed {
     started: Instant,
 }
 
-/// Records that came while nothing more could be collected.
+/// What came while nothing more could be collected.
 pub(super) struct Parked {
     pub(super) partition: Partition,
     pub(super) epoch: Epoch,
@@ -54,6 +54,9 @@ pub(super) enum Suspicion {
     Hopeless,
 }
 
+/// A transaction that takes longer is told of by readiness: nothing is passed on meanwhile.
+const TOO_LONG: Duration = Duration::from_secs(10);
+
 /// An offset that does not move is written again so often: the broker forgets those that nobody
 /// writes.
 const RENEW: Duration = Duration::from_secs(24 * 60 * 60);
@@ -69,6 +72,7 @@ impl Worker {
         if let Some((number, ended)) = transactions.watch() {
             self.transaction_ended(number, ended);
         }
+        self.notice_trouble();
         loop {
             let sealed = self.seal_if_due();
             while !self.open.is_full()
@@ -84,6 +88,36 @@ impl Worker {
                 return;
             }
         }
+    }
+
+    /// Not ready while a transaction takes far too long, or the last one did not commit.
+    fn notice_trouble(&mut self) {
+        let now = clock::instant();
+        if let Some(sealed) = &self.sealed {
+            let lasted = now - sealed.started;
+            if lasted > TOO_LONG {
+                let seconds = lasted.as_secs();
+                self.trouble.set(format!("a transaction has been under way for {seconds} seconds"));
+                self.troubled = true;
+            }
+        }
+    }
+
+    /// What did not commit was perhaps committed after all, or is somebody else's now: with nothing
+    /// left to commit there is no trouble.
+    pub(super) fn end_trouble_if_over(&mut self) {
+        if !self.troubled || self.sealed.is_some() || !self.open.is_empty() {
+            return;
+        }
+        let now = clock::instant();
+        if !self.owned.values().any(|owned| owned.exactly_once && needs_commit(owned, now)) {
+            self.end_trouble();
+        }
+    }
+
+    fn end_trouble(&mut self) {
+        self.troubled = false;
+        self.trouble.release();
     }
 
     /// When the open transaction is to be sealed, where nothing else happens.
@@ -161,7 +195,7 @@ impl Worker {
         match ended {
             Ended::Committed => {
                 metrics.ended.add(TransactionLabel::Committed, 1);
-                self.trouble.release();
+                self.end_trouble();
                 self.committed(sealed.collected);
             }
             Ended::Aborted { reason, refused } => {
@@ -174,8 +208,10 @@ impl Worker {
             }
             Ended::Hijacked { reason } => {
                 metrics.ended.add(TransactionLabel::Aborted, 1);
-                let id = self.index;
-                self.fail(Failure::Hijacked { worker: id, reason });
+                // What it held is gone, and the frontiers are beyond it: nothing more is sealed.
+                self.failed = true;
+                let worker = self.index;
+                self.fail(Failure::Hijacked { worker, reason });
             }
         }
     }
@@ -246,10 +282,11 @@ impl Worker {
     fn forget(&mut self, collected: Collected, reason: String, refused: Vec<usize>) {
         tracing::warn!(reason, "A transaction was not committed; its partitions are entered anew.");
         self.trouble.set(format!("the last transaction was not committed: {reason}"));
+        self.troubled = true;
         self.suspect(&collected, &refused);
         let open = std::mem::replace(&mut self.open, Collected::new(&self.shared));
         let mut anew = Vec::new();
-        // A partition may be in both, in another epoch: it was lost and taken again meanwhile.
+        // A partition that was lost and came back is in both, under different epochs.
         let touched = collected.touched.iter().chain(&open.touched);
         let mut seen: Vec<(Partition, Epoch)> =
             touched.map(|(partition, at)| (partition.clone(), at.epoch)).collect();
