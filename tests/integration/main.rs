@@ -24,6 +24,8 @@
 
 #![allow(clippy::cast_sign_loss, reason = "counters and counts are not negative")]
 
+#[path = "../chaos/proxy/mod.rs"]
+mod kafka_proxy;
 mod harness;
 mod scene;
 
