@@ -8,6 +8,8 @@
 //! offsets        where partitions start: rewinds, lost directories, skips, refusals, two instances
 //! window         time: expiry on read and on disk
 //! disk           a disk that is full, and has space again
+//! power          power cuts, full disks and failing calls on a file system of its own
+//! torn           requests that are late, and answers that never come
 //! letters        dead letters: their headers, and that they settle their records
 //! http           the http handler from the outside; order, concurrency, rate
 //! input          hostile and broken input: a clear result, and nothing lost
@@ -27,6 +29,8 @@
 #[path = "../chaos/proxy/mod.rs"]
 mod kafka_proxy;
 mod harness;
+#[path = "../chaos/disk.rs"]
+mod loop_disk;
 mod scene;
 
 mod admin;
@@ -40,5 +44,7 @@ mod input;
 mod letters;
 mod library;
 mod offsets;
+mod power;
 mod tidy;
+mod torn;
 mod window;
