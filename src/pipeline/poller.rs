@@ -129,6 +129,9 @@ fn transactions(
     let Some(transacting) = &shared.transacting else { return Ok(None) };
     let mut client = transacting.client.clone();
     client.set("transactional.id", format!("{}-{index}", transacting.id));
+    // A commit that was sent twice is known by this wait, see `commit::transaction::transactor`.
+    client.set("retry.backoff.ms", "100");
+    client.set("retry.backoff.max.ms", "1000");
     let settings = Settings {
         client,
         routes: shared.routes.iter().map(|route| route.passes_on().cloned()).collect(),
