@@ -81,8 +81,10 @@ impl Link {
         let _ = self.answers(shared);
         self.close();
         for (_, mark) in self.marks().drain(..) {
-            if let Mark::Note(cell, number) = mark {
-                cell.answer(number, None);
+            match mark {
+                Mark::Note(cell, number) => cell.answer(number, None),
+                // Its answer was behind another that was dropped.
+                Mark::Drop => shared.count(|counts| counts.dropped += 1),
             }
         }
     }
