@@ -143,8 +143,9 @@ fn transactions(
     let Some(transacting) = &shared.transacting else { return Ok(None) };
     let mut client = transacting.client.clone();
     client.set("transactional.id", format!("{}-{index}", transacting.id));
-    // A connection that broke is what tells that a commit may come a second time, and late.
-    client.set("log.connection.close", "true");
+    // A commit that was sent twice is known by this wait, see `commit::transaction::transactor`.
+    client.set("retry.backoff.ms", "100");
+    client.set("retry.backoff.max.ms", "1000");
     let settings = Settings {
         client,
         routes: shared.routes.iter().map(|route| route.passes_on().cloned()).collect(),
