@@ -123,5 +123,9 @@ impl Collected {
         self.sources.retain(|(of, _)| of != partition);
         self.batch.forget(touched.shard);
         self.overlay.retain(|(shard, _), _| *shard != touched.shard);
+        if self.is_empty() {
+            // Nothing will seal it, so it must take what comes.
+            (self.records, self.bytes, self.since, self.closed) = (0, 0, None, false);
+        }
     }
 }

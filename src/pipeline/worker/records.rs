@@ -57,6 +57,10 @@ impl Worker {
         epoch: Epoch,
         mut records: Vec<Record>,
     ) {
+        // Of an earlier epoch: its lane is gone with it.
+        if self.owned.get(partition).is_none_or(|owned| owned.epoch != epoch) {
+            return;
+        }
         if let Some(before) = self.before_suspect(partition, &records) {
             let alone = before == 0 && self.open.is_empty();
             let rest = records.split_off(before + usize::from(alone));
@@ -203,8 +207,8 @@ impl Worker {
         let window = self.window(owned.route);
         if read.facts.offset < owned.absorb_until {
             let verdict = decide(&read.facts, false, entry.as_ref(), &window);
-            let skipped = owned.metadata.acts.skipped(read.facts.offset)
-                && !fault::bug(Bug::SkipEnters);
+            let skipped =
+                owned.metadata.acts.skipped(read.facts.offset) && !fault::bug(Bug::SkipEnters);
             let after = if skipped { None } else { entry_after(&verdict, &read.facts, &window) };
             self.remember(&read.facts, after);
             return self.settle_read(read, VerdictLabel::Absorbed, after);

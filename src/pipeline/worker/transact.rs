@@ -249,17 +249,15 @@ impl Worker {
         self.suspect(&collected, &refused);
         let open = std::mem::replace(&mut self.open, Collected::new(&self.shared));
         let mut anew = Vec::new();
+        // A partition may be in both, in another epoch: it was lost and taken again meanwhile.
+        let touched = collected.touched.iter().chain(&open.touched);
         let mut seen: Vec<(Partition, Epoch)> =
-            collected.touched.iter().map(|(partition, at)| (partition.clone(), at.epoch)).collect();
-        for (partition, at) in &open.touched {
-            if !collected.touched.contains_key(partition) {
-                seen.push((partition.clone(), at.epoch));
-            }
-        }
+            touched.map(|(partition, at)| (partition.clone(), at.epoch)).collect();
         for tally in collected.tallies.into_iter().chain(open.tallies) {
             tally.forget();
         }
         seen.sort();
+        seen.dedup();
         for (partition, epoch) in seen {
             let Some(owned) = self.owned.remove(&partition) else { continue };
             if owned.epoch != epoch {
