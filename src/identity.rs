@@ -25,6 +25,7 @@ pub use self::extract::{KeySource, Pointer, PointerError, ScopePart, SourceError
 use self::canonical::Document;
 use self::digest::{Form, Preimage};
 use self::extract::Payload;
+use crate::fault::{self, Bug};
 use crate::record::Record;
 
 /// 128 bits that name the logical message. Shown as 32 hexadecimal digits.
@@ -186,6 +187,21 @@ impl Identifier {
             undecodable: matches!(form, Form::NotJson(_)),
         };
         self.give_back_scratch();
+        if fault::bug(Bug::WeakIdentity) {
+            return self.weaken(record, identified);
+        }
+        identified
+    }
+
+    /// For the proof alone: the mistake that [`Bug::WeakIdentity`] names.
+    fn weaken(&self, record: &Record, mut identified: Identified) -> Identified {
+        if let (Some(identity), Some(key)) = (&mut identified.identity, self.client_key(record)) {
+            let mut weak = [0; 16];
+            let (length, start) = weak.split_at_mut(4);
+            length.copy_from_slice(&(key.len() as u32).to_be_bytes());
+            start.iter_mut().zip(key.iter().take(4)).for_each(|(to, byte)| *to = *byte);
+            *identity = Identity(weak);
+        }
         identified
     }
 

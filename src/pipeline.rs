@@ -19,6 +19,8 @@ mod inflight;
 pub mod lane;
 mod poller;
 mod route;
+#[cfg(test)]
+mod simulation;
 pub mod standing;
 mod watch;
 mod worker;

@@ -6,6 +6,7 @@
 
 use std::time::Duration;
 
+use crate::fault::{self, Bug};
 use crate::record::Timestamp;
 
 /// For how long an entry suppresses, and how far records may be out of order.
@@ -34,7 +35,8 @@ impl Window {
     /// True where an entry of this time no longer suppresses a record of time `at`.
     #[must_use]
     pub fn expired(&self, entry: Timestamp, at: Timestamp) -> bool {
-        at.0 >= entry.0.saturating_add(millis(self.ttl))
+        let ttl = millis(self.ttl) * if fault::bug(Bug::WindowTwice) { 2 } else { 1 };
+        at.0 >= entry.0.saturating_add(ttl)
     }
 
     /// True where no record to come can meet the entry: even one that is as late as allowed is
@@ -94,6 +96,9 @@ impl StreamClock {
         wall: Timestamp,
         window: &Window,
     ) -> Dated {
+        if fault::bug(Bug::WallClockExpiry) {
+            return Dated { time: wall, by_record: true };
+        }
         let limit = wall.0.saturating_add(millis(window.skew));
         let Some(timestamp) = timestamp.filter(|t| (0..=limit).contains(&t.0)) else {
             let time = self.now.map_or(wall, |now| now.max(wall));

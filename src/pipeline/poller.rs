@@ -20,6 +20,8 @@ use rustc_hash::FxHashMap;
 
 use self::high_water::HighWater;
 use self::membership::{Drain, Entering};
+#[cfg(test)]
+pub(super) use self::membership::{first_commit, owned};
 use self::reenter::Reentering;
 use super::enter::Questions;
 use super::lane::{Lane, Poller as LanePoller};

@@ -124,7 +124,7 @@ impl Worker {
                 owned.out -= 1;
                 match claim {
                     Some(claim) => {
-                        let left = fault::bug(Bug::LetterLeavesEntry).then(|| Entry {
+                        let left = fault::bug(Bug::LetterLeavesEntry).then_some(Entry {
                             offset: claim.record.offset,
                             time: claim.time,
                             check: claim.check,
