@@ -677,6 +677,8 @@ fn a_daemon_that_runs_and_is_killed_passes_at_any_time() {
     };
     for round in 0..3 {
         kafka.produce(&topic, (round * 1_000..(round + 1) * 1_000).map(message));
+        // The group has a coordinator now.
+        daemon.wait_ready();
         let committed = || (0..2).any(|at| kafka.committed_offset(&group, &topic, at).is_some());
         wait_until("something is committed", Duration::from_secs(60), committed);
         verify(&daemon).found(&[]);
