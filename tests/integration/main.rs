@@ -12,6 +12,8 @@
 //! disk           a disk that is full, and has space again
 //! power          power cuts, full disks and failing calls on a file system of its own
 //! torn           requests that are late, and answers that never come
+//! exactly_once   the kafka handler: what is passed on, where to, and once
+//! exactly_once_faults  the same when something dies, stalls or moves in the middle
 //! letters        dead letters: their headers, and that they settle their records
 //! http           the http handler from the outside; order, concurrency, rate
 //! input          hostile and broken input: a clear result, and nothing lost
@@ -43,6 +45,8 @@ mod demo;
 mod disk;
 mod duplicates;
 mod highwater;
+mod exactly_once;
+mod exactly_once_faults;
 mod http;
 mod input;
 mod letters;

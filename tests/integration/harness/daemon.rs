@@ -35,6 +35,7 @@ pub struct DaemonBuilder {
     arguments: Vec<String>,
     environment: Vec<(String, String)>,
     discard_stdout: bool,
+    program: PathBuf,
 }
 
 impl DaemonBuilder {
@@ -58,6 +59,12 @@ impl DaemonBuilder {
 
     pub fn env(mut self, name: &str, value: &str) -> Self {
         self.environment.push((name.to_owned(), value.to_owned()));
+        self
+    }
+
+    /// Another binary than the one that users run.
+    pub fn program(mut self, program: &Path) -> Self {
+        self.program = program.to_owned();
         self
     }
 
@@ -106,6 +113,7 @@ impl DaemonBuilder {
             arguments: self.arguments,
             environment: self.environment,
             discard_stdout: self.discard_stdout,
+            program: self.program,
             child: None,
         }
     }
@@ -121,6 +129,7 @@ pub struct Daemon {
     arguments: Vec<String>,
     environment: Vec<(String, String)>,
     discard_stdout: bool,
+    program: PathBuf,
     child: Option<Child>,
 }
 
@@ -135,6 +144,7 @@ impl Daemon {
             arguments: Vec::new(),
             environment: Vec::new(),
             discard_stdout: false,
+            program: env!("CARGO_BIN_EXE_onced").into(),
         }
     }
 
@@ -173,6 +183,19 @@ impl Daemon {
                 Err(error) => Err(error.to_string()),
             }
         });
+    }
+
+    /// Takes over the data of one that has ended.
+    ///
+    /// # Panics
+    ///
+    /// Panics where that cannot be moved.
+    pub fn adopt(self, mut other: Daemon) -> Self {
+        other.kill();
+        if other.data_dir().exists() {
+            fs::rename(other.data_dir(), self.data_dir()).expect("both are temporary folders");
+        }
+        self
     }
 
     /// Whether `/readyz` is green now.
@@ -326,7 +349,7 @@ impl Daemon {
     }
 
     fn command<const N: usize>(&self, arguments: [&str; N]) -> Command {
-        let mut command = clean_command();
+        let mut command = clean_command(&self.program);
         command
             .args(arguments)
             .arg("--config")
@@ -371,14 +394,14 @@ impl Drop for Daemon {
 
 /// Runs a command of onced without a configuration, to its end.
 pub fn onced<S: AsRef<OsStr>>(arguments: impl IntoIterator<Item = S>) -> Output {
-    let mut command = clean_command();
+    let mut command = clean_command(Path::new(env!("CARGO_BIN_EXE_onced")));
     command.args(arguments);
     output(command)
 }
 
-/// The binary, without what the environment of the tests would tell it.
-fn clean_command() -> Command {
-    let mut command = Command::new(env!("CARGO_BIN_EXE_onced"));
+/// A binary, without what the environment of the tests would tell it.
+fn clean_command(program: &Path) -> Command {
+    let mut command = Command::new(program);
     for (name, _) in env::vars_os() {
         if name.as_encoded_bytes().starts_with(b"ONCED_") {
             command.env_remove(name);
