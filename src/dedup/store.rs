@@ -45,6 +45,7 @@ use super::entry::{ENTRY_BYTES_MAX, Entry};
 use super::expiry::millis;
 use super::log::Batch;
 use super::shard::{Owner, Shard, State};
+use crate::fault::{self, Point};
 use crate::identity::Identity;
 use crate::record::Partition;
 
@@ -324,7 +325,9 @@ impl Store {
     /// As [`Store::write`].
     pub fn flush(&self) -> Result<(), LogError> {
         let written = self.horizons.written_so_far();
+        fault::point(Point::BeforeFlush);
         self.db.flush().map_err(|error| self.poison("flush", error))?;
+        fault::point(Point::AfterFlush);
         let table = self.table.lock().unwrap_or_else(PoisonError::into_inner);
         self.horizons.publish(&written, &table.rows);
         Ok(())

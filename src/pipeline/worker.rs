@@ -181,6 +181,8 @@ pub struct Worker {
     /// Held while transactions do not commit.
     trouble: Latch,
     troubled: bool,
+    /// How often the room of a transaction is halved.
+    caution: u32,
     /// Permits of settled claims, by route, to give back once the log is written.
     permits: Vec<usize>,
     tallies: Vec<Tally>,
@@ -253,6 +255,7 @@ impl Worker {
             suspicions: FxHashMap::default(),
             trouble,
             troubled: false,
+            caution: 0,
             next_commit: clock::instant(),
             failed: false,
             scratch: Scratch::default(),

@@ -246,7 +246,7 @@ fn a_record_without_identity_is_what_the_policy_says() {
     else {
         return;
     };
-    let input = || [keyed("a"), Message::new("nobody"), keyed("b")];
+    let input = || [keyed("a"), Message::new("{}"), keyed("b")];
     let stage = Stage::new(kafka, "letter", 1);
     stage.produce(input());
     let mut onced = set(stage.daemon(), "routes.pass.identity.missing=dead-letter").start();
@@ -403,7 +403,7 @@ fn batches_are_smaller_than_what_the_topics_take() {
     let input = payments(20_000, 0.1, 5);
     let distinct = usize::try_from(input.distinct()).expect("a count");
     stage.produce(input);
-    let mut onced = stage.daemon().start();
+    let mut onced = property(stage.daemon(), "transaction.timeout.ms", "30000").start();
     onced.wait_ready();
     stage.wait_committed();
     stage.expect_each_once(distinct);

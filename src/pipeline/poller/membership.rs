@@ -11,6 +11,7 @@ use std::time::{Duration, Instant};
 
 use super::{Assigned, IDLE, Poller, pause, send};
 use crate::clock;
+use crate::fault::{self, Point};
 use crate::metrics::{PartitionMetrics, Rebalance, VerdictLabel};
 use crate::pipeline::enter::{Cancelled, Entered, enter};
 use crate::pipeline::lane::Lane;
@@ -54,6 +55,7 @@ impl Poller {
             tracing::info!("The group has no new partitions for this member.");
             return self.assign(&[]);
         }
+        fault::point(Point::Offered);
         let names: Vec<_> = partitions.iter().map(ToString::to_string).collect();
         let latch =
             self.shared.readiness.latch(format!("finding the start of {}", names.join(", ")));
@@ -87,7 +89,9 @@ impl Poller {
         self.commit_first(&mut entered);
         let starts: Vec<_> =
             entered.iter().map(|entered| (entered.partition.clone(), entered.plan.start)).collect();
+        fault::point(Point::FirstCommit);
         self.assign(&starts);
+        fault::point(Point::Assigned);
         for entered in entered {
             self.open(entered);
         }
@@ -185,6 +189,7 @@ impl Poller {
     }
 
     pub(super) fn start_drain(&mut self, partitions: Vec<Partition>) {
+        fault::point(Point::DrainStarted);
         let mut remaining = Vec::new();
         for partition in &partitions {
             if let Some(assigned) = self.assigned.get_mut(partition) {
@@ -217,6 +222,7 @@ impl Poller {
             if !drain.remaining.is_empty() && now < drain.deadline {
                 return;
             }
+            fault::point(Point::Drained);
             drain.committing = true;
             drain.deadline = now + COMMIT_PATIENCE;
             let (late, positions) = (drain.remaining.clone(), drain.positions.clone());
@@ -274,6 +280,7 @@ impl Poller {
         if let Err(error) = self.source.unassign(partitions) {
             tracing::warn!(%error, "Partitions could not be given back.");
         }
+        fault::point(Point::Unassigned);
     }
 
     pub(super) fn lose(&mut self, partitions: &[Partition]) {

@@ -77,8 +77,9 @@ impl Collected {
         self.touched.is_empty()
     }
 
-    pub(super) fn is_full(&self) -> bool {
-        self.closed || self.records >= RECORDS_MAX || self.bytes >= BYTES_MAX
+    /// `caution`: how often the room is halved, for a broker that does not take as much in time.
+    pub(super) fn is_full(&self, caution: u32) -> bool {
+        self.closed || self.records >= RECORDS_MAX >> caution || self.bytes >= BYTES_MAX >> caution
     }
 
     /// The entry as it will be.

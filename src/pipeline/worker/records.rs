@@ -16,7 +16,7 @@ use crate::dedup::expiry::Window;
 use crate::dedup::shard::LastSettled;
 use crate::dedup::verdict::{decide, entry_after};
 use crate::dedup::{Entry, Facts, Shard, Verdict};
-use crate::fault::{self, Bug};
+use crate::fault::{self, Bug, Point};
 use crate::handler::Claim;
 use crate::identity::{Identified, Identity};
 use crate::metrics::VerdictLabel;
@@ -43,7 +43,7 @@ pub type Absorbed = FxHashMap<Identity, Entry>;
 impl Worker {
     pub(super) fn read(&mut self, partition: &Partition, epoch: Epoch, records: Vec<Record>) {
         let exactly_once = self.owned.get(partition).is_some_and(|owned| owned.exactly_once);
-        if exactly_once && (self.open.is_full() || !self.parked.is_empty()) {
+        if exactly_once && (self.open.is_full(self.caution) || !self.parked.is_empty()) {
             let partition = partition.clone();
             return self.parked.push_back(Parked { partition, epoch, records, end: None });
         }
@@ -211,6 +211,7 @@ impl Worker {
                 owned.metadata.acts.skipped(read.facts.offset) && !fault::bug(Bug::SkipEnters);
             let after = if skipped { None } else { entry_after(&verdict, &read.facts, &window) };
             self.remember(&read.facts, after);
+            fault::point(Point::Absorbed);
             return self.settle_read(read, VerdictLabel::Absorbed, after);
         }
         let read = match read.facts.identity {
@@ -227,6 +228,7 @@ impl Worker {
         if !matches!(verdict, Verdict::Fresh) {
             self.remember(&read.facts, after);
         }
+        fault::point(Point::Decided);
         self.act(read, verdict, entry, VecDeque::new());
     }
 

@@ -54,6 +54,10 @@ pub(super) enum Suspicion {
     Hopeless,
 }
 
+/// What a transaction holds is halved, at most so often, each time when one did not commit: one that
+/// was too much for the time that the broker gives must not come again as it was.
+const CAUTION_MAX: u32 = 8;
+
 /// A transaction that takes longer is told of by readiness: nothing is passed on meanwhile.
 const TOO_LONG: Duration = Duration::from_secs(10);
 
@@ -75,7 +79,7 @@ impl Worker {
         self.notice_trouble();
         loop {
             let sealed = self.seal_if_due();
-            while !self.open.is_full()
+            while !self.open.is_full(self.caution)
                 && let Some(Parked { partition, epoch, records, end }) = self.parked.pop_front()
             {
                 self.read_now(&partition, epoch, records);
@@ -131,7 +135,7 @@ impl Worker {
             return false;
         }
         let now = clock::instant();
-        let mut urgent = self.open.is_full();
+        let mut urgent = self.open.is_full(self.caution);
         let mut moved = !self.open.is_empty();
         for owned in self.owned.values().filter(|owned| owned.exactly_once) {
             let behind = needs_commit(owned, now);
@@ -195,6 +199,7 @@ impl Worker {
         match ended {
             Ended::Committed => {
                 metrics.ended.add(TransactionLabel::Committed, 1);
+                self.caution = self.caution.saturating_sub(1);
                 self.end_trouble();
                 self.committed(sealed.collected);
             }
@@ -284,6 +289,9 @@ impl Worker {
         self.trouble.set(format!("the last transaction was not committed: {reason}"));
         self.troubled = true;
         self.suspect(&collected, &refused);
+        if refused.is_empty() {
+            self.caution = (self.caution + 1).min(CAUTION_MAX);
+        }
         let open = std::mem::replace(&mut self.open, Collected::new(&self.shared));
         let mut anew = Vec::new();
         // A partition that was lost and came back is in both, under different epochs.
