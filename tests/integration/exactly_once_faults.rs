@@ -203,6 +203,7 @@ fn a_poll_gap_that_costs_the_membership_doubles_nothing() {
     let input = payments(4_000, 0.3, 25);
     let expected = distinct(&input);
     let builder = property(stage.daemon(), "max.poll.interval.ms", "3000");
+    let builder = set(builder, "runtime.drain_timeout=2s");
     let mut onced = builder.start();
     while_fed(&stage, input, |_| {
         for _ in 0..2 {
