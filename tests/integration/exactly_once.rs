@@ -85,7 +85,7 @@ impl<'a> Stage<'a> {
     #[track_caller]
     pub fn expect_each_once(&self, distinct: usize) {
         let outputs = self.outputs();
-        let seen = counts(outputs.iter().map(|output| key(output)));
+        let seen = counts(outputs.iter().map(key));
         let doubled: Vec<_> = seen.iter().filter(|(_, times)| **times > 1).take(5).collect();
         assert_eq!(doubled, [], "no message is passed on twice; {} outputs", outputs.len());
         assert_eq!(seen.len(), distinct, "no message is lost");

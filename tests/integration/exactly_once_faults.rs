@@ -10,8 +10,8 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use crate::exactly_once::{QUICK, Stage, owned, property};
-use crate::harness::{Daemon, Kafka, Payments, payments, wait_until};
-use crate::scene::{SOON, numbered, set, wait_caught_up};
+use crate::harness::{Daemon, Kafka, Message, Payments, payments, wait_until};
+use crate::scene::{SOON, keyed, numbered, set, wait_caught_up};
 
 /// Sends the input little by little while `during` goes on, so that there is always something in a
 /// transaction; `during` ends when it has seen enough, or `more` says that the input has ended.
@@ -32,6 +32,11 @@ fn while_fed(stage: &Stage<'_>, input: Payments, during: impl FnOnce(&dyn Fn() -
 
 fn distinct(input: &Payments) -> usize {
     usize::try_from(input.distinct()).expect("a count")
+}
+
+/// Records of a numbered series, each in the partition of its number: so duplicates meet.
+fn placed(range: std::ops::Range<usize>) -> impl Iterator<Item = Message> {
+    range.map(|number| keyed(&number.to_string()).key(number.to_string()))
 }
 
 /// Waits until this many more records were written.
@@ -203,6 +208,7 @@ fn a_poll_gap_that_costs_the_membership_doubles_nothing() {
     let input = payments(4_000, 0.3, 25);
     let expected = distinct(&input);
     let builder = property(stage.daemon(), "max.poll.interval.ms", "3000");
+    let builder = set(builder, "runtime.drain_timeout=2s");
     let mut onced = builder.start();
     while_fed(&stage, input, |_| {
         for _ in 0..2 {
@@ -366,7 +372,7 @@ fn it_may_die_at_every_step() {
             if !onced.running() {
                 return true;
             }
-            stage.produce(numbered(number..number + 20));
+            stage.produce(placed(number..number + 20));
             number += 19;
             false
         });
@@ -386,7 +392,7 @@ fn it_may_die_at_every_step() {
         onced.start();
         if point != "absorbed:50" {
             onced.wait_ready();
-            stage.produce(numbered(number..number + 20));
+            stage.produce(placed(number..number + 20));
             number += 19;
             assert_eq!(onced.terminate().code(), None, "a signal ends it");
         }
