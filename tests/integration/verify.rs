@@ -49,7 +49,7 @@ impl Verified {
         let violations = self.json["violations"].as_object().expect(&self.said);
         let found: Vec<_> = violations
             .iter()
-            .map(|(kind, count)| (kind.as_str(), count.as_u64().unwrap()))
+            .map(|(kind, count)| (kind.as_str(), count.as_u64().expect("a number")))
             .filter(|(_, count)| *count > 0)
             .collect();
         assert_eq!(found, expected, "{}", self.said);
@@ -57,7 +57,7 @@ impl Verified {
         assert_eq!(self.json["ok"], ok, "{}", self.said);
         assert_eq!(self.code, Some(if ok { 0 } else { 6 }), "{}", self.said);
         for (kind, _) in expected {
-            let shown = self.json["examples"].as_array().unwrap();
+            let shown = self.json["examples"].as_array().expect("a list");
             assert!(shown.iter().any(|example| example["kind"] == *kind), "{}", self.said);
         }
         self
@@ -166,7 +166,7 @@ impl<'a> Scene<'a> {
     }
 
     fn commit(&self) {
-        let end = i64::try_from(self.inputs.len()).unwrap();
+        let end = i64::try_from(self.inputs.len()).expect("a few");
         let metadata = format!("onced1 d=0 t=id n=1 {}", self.acts);
         let committed = self.committed.unwrap_or(end);
         self.kafka.set_offset(&self.group, &self.input, 0, committed, &metadata);
@@ -670,7 +670,7 @@ fn a_daemon_that_runs_and_is_killed_passes_at_any_time() {
     let verify = |daemon: &Daemon| Verified::of(&daemon.run(["verify", "--json"]));
     // Every key thrice, and some of them with another payload.
     let message = |n: usize| {
-        let payload = if n % 97 == 0 { format!("{n}") } else { "{}".to_owned() };
+        let payload = if n.is_multiple_of(97) { format!("{n}") } else { "{}".to_owned() };
         Message::new(payload)
             .key(format!("{}", n % 1_000))
             .idempotency_key(&format!("{}", n % 1_000))

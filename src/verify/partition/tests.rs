@@ -346,7 +346,7 @@ fn records_without_a_timestamp_are_not_judged_by_time() {
 
 #[test]
 fn an_example_shows_what_is_around_it_and_around_what_it_refers_to() {
-    let mut sent: Vec<_> = (0..50).map(|offset| plain(offset, offset as u8, 1_000)).collect();
+    let mut sent: Vec<_> = (0..50_u8).map(|key| plain(i64::from(key), key, 1_000)).collect();
     sent.push(plain(50, 3, 1_001));
     let mut left = run(&sent, Anchor::First, OnConflict::Letter);
     left.outputs.push(output(&left.inputs[50], 50));
