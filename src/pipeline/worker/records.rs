@@ -207,8 +207,8 @@ impl Worker {
         let window = self.window(owned.route);
         if read.facts.offset < owned.absorb_until {
             let verdict = decide(&read.facts, false, entry.as_ref(), &window);
-            let skipped = owned.metadata.acts.skipped(read.facts.offset)
-                && !fault::bug(Bug::SkipEnters);
+            let skipped =
+                owned.metadata.acts.skipped(read.facts.offset) && !fault::bug(Bug::SkipEnters);
             let after = if skipped { None } else { entry_after(&verdict, &read.facts, &window) };
             self.remember(&read.facts, after);
             return self.settle_read(read, VerdictLabel::Absorbed, after);
