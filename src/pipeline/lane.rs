@@ -12,6 +12,10 @@ use std::time::{Duration, Instant};
 /// the partition over may handle so many again, so the number is part of the guarantee.
 pub const RECORDS_MAX: usize = 10_000;
 
+/// The same for exactly-once routes, where nothing is handled again: several transactions, so that
+/// one can be collected while another is under way.
+pub const RECORDS_MAX_EXACTLY_ONCE: usize = 60_000;
+
 /// Bytes of unsettled records in memory, all partitions together; each gets its share.
 pub const BYTES_MAX: usize = 64 << 20;
 
@@ -21,6 +25,7 @@ const SHARE_MIN: usize = 1 << 20;
 /// Counts what a worker has of one partition.
 #[derive(Debug)]
 pub struct Lane {
+    records_max: usize,
     /// Records at or beyond the frontier.
     records: AtomicUsize,
     /// Bytes of the records that are not settled.
@@ -45,8 +50,9 @@ impl Poller {
 
 impl Lane {
     #[must_use]
-    pub fn new(poller: &Arc<Poller>) -> Arc<Self> {
+    pub fn new(poller: &Arc<Poller>, records_max: usize) -> Arc<Self> {
         Arc::new(Self {
+            records_max,
             records: AtomicUsize::new(0),
             bytes: AtomicUsize::new(0),
             poller: Arc::clone(poller),
@@ -56,13 +62,13 @@ impl Lane {
     /// True where a batch may be handed over, with this many partitions assigned.
     #[must_use]
     pub fn has_room(&self, partitions: usize) -> bool {
-        self.below(RECORDS_MAX, (BYTES_MAX / partitions.max(1)).max(SHARE_MIN))
+        self.below(self.records_max, (BYTES_MAX / partitions.max(1)).max(SHARE_MIN))
     }
 
     /// True where enough room is free again to go on with a partition that was paused.
     #[must_use]
     pub fn has_drained(&self, partitions: usize) -> bool {
-        self.below(RECORDS_MAX / 2, (BYTES_MAX / partitions.max(1)).max(SHARE_MIN) / 2)
+        self.below(self.records_max / 2, (BYTES_MAX / partitions.max(1)).max(SHARE_MIN) / 2)
     }
 
     fn below(&self, records: usize, bytes: usize) -> bool {
@@ -104,7 +110,7 @@ mod tests {
 
     #[test]
     fn a_full_lane_has_room_again_once_records_are_settled() {
-        let lane = Lane::new(&Poller::current());
+        let lane = Lane::new(&Poller::current(), RECORDS_MAX);
         lane.add(RECORDS_MAX, 10);
         assert!(!lane.wait_for_room(1, Duration::from_millis(1)));
         lane.release(1, 0);
@@ -115,14 +121,14 @@ mod tests {
 
     #[test]
     fn partitions_share_the_bytes() {
-        let lane = Lane::new(&Poller::current());
+        let lane = Lane::new(&Poller::current(), RECORDS_MAX);
         lane.add(1, BYTES_MAX / 4);
         assert!(lane.has_room(3) && !lane.has_room(4));
     }
 
     #[test]
     fn the_waiting_poll_loop_is_woken_by_a_release() {
-        let lane = Lane::new(&Poller::current());
+        let lane = Lane::new(&Poller::current(), RECORDS_MAX);
         lane.add(RECORDS_MAX, 0);
         let worker = {
             let lane = Arc::clone(&lane);

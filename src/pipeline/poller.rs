@@ -53,6 +53,12 @@ const RECORDS_PER_LOOK: usize = 256;
 /// The least time between two warnings that a broker is in trouble.
 const TROUBLE: Duration = Duration::from_secs(2);
 
+/// A partition with records to come that is silent for so long is asked for again.
+const SILENCE: Duration = Duration::from_secs(5);
+
+/// How long moving the consumer may take.
+const SEEK: Duration = Duration::from_secs(1);
+
 const HOUSEKEEPING: Duration = Duration::from_secs(1);
 
 /// How often the group's metadata are read for transactions, besides at every rebalance event.
@@ -199,6 +205,10 @@ struct Assigned {
     pending_bytes: usize,
     paused: bool,
     draining: bool,
+    /// The offset after the last that was delivered.
+    next: Offset,
+    /// When something of it was last delivered.
+    heard: Instant,
     /// Its start is being found anew, under this ticket: what is delivered belongs to nobody.
     reentering: Option<u64>,
     metrics: PartitionMetrics,
@@ -337,6 +347,8 @@ impl Poller {
             return;
         };
         assigned.pending_bytes += record.size();
+        assigned.next = record.offset.next();
+        assigned.heard = self.last_poll;
         let full =
             assigned.pending.len() + 1 >= BATCH_RECORDS || assigned.pending_bytes >= BATCH_BYTES;
         let partition = full.then(|| record.partition.clone());
@@ -381,6 +393,10 @@ impl Poller {
 
     fn end(&mut self, partition: &Partition, offset: Offset) {
         self.hand_over(partition, PATIENCE);
+        if let Some(assigned) = self.assigned.get_mut(partition) {
+            assigned.next = assigned.next.max(offset);
+            assigned.heard = self.last_poll;
+        }
         let Some(assigned) = self.assigned.get(partition).filter(|at| at.is_read()) else { return };
         if assigned.pending.is_empty() {
             let event =
@@ -412,6 +428,7 @@ impl Poller {
             return;
         }
         self.next_housekeeping = Instant::now() + HOUSEKEEPING;
+        self.wake_silent();
         self.show_lag();
         self.lookup.listen();
         if std::mem::take(&mut self.commit_failed) {
@@ -444,6 +461,27 @@ impl Poller {
             self.hand_over(&partition, Duration::ZERO);
             let Some(assigned) = self.assigned.get_mut(&partition) else { continue };
             assigned.paused = !resume(&self.source, &partition);
+        }
+    }
+
+    /// A partition that is silent though its topic goes on is moved to where it stands: after a pause,
+    /// a rebalance and a seek within a second, the client was seen to fetch nothing more of it.
+    fn wake_silent(&mut self) {
+        for (partition, assigned) in &mut self.assigned {
+            let asked = assigned.is_read() && !assigned.paused && assigned.pending.is_empty();
+            if !asked || assigned.heard.elapsed() < SILENCE {
+                continue;
+            }
+            assigned.heard = Instant::now();
+            let next = assigned.next;
+            if self.source.high_watermark(partition).is_none_or(|end| end <= next) {
+                continue;
+            }
+            tracing::info!(%partition, %next, "Nothing of the partition came for a while; it is asked for again.");
+            resume(&self.source, partition);
+            if let Err(error) = self.source.seek(&[(partition.clone(), next)], SEEK) {
+                tracing::warn!(%error, %partition, "The consumer could not be moved.");
+            }
         }
     }
 

@@ -14,7 +14,7 @@ use crate::clock;
 use crate::fault::{self, Point};
 use crate::metrics::{PartitionMetrics, Rebalance, VerdictLabel};
 use crate::pipeline::enter::{Cancelled, Entered, enter};
-use crate::pipeline::lane::Lane;
+use crate::pipeline::lane::{Lane, RECORDS_MAX, RECORDS_MAX_EXACTLY_ONCE};
 use crate::pipeline::worker::{Event as WorkerEvent, Owned};
 use crate::pipeline::{Command, Failure, Shared};
 use crate::readiness::Latch;
@@ -138,7 +138,12 @@ impl Poller {
         let worker = worker_of(&partition, self.workers.len());
         let epoch = Epoch(self.next_epoch);
         self.next_epoch += 1;
-        let lane = Lane::new(&self.pace);
+        let exactly_once = self.shared.routes[entered.route].passes_on().is_some();
+        let lane = Lane::new(
+            &self.pace,
+            if exactly_once { RECORDS_MAX_EXACTLY_ONCE } else { RECORDS_MAX },
+        );
+        let next = entered.plan.start;
         let metrics = self.shared.metrics.partition(&partition.topic, partition.index);
         let standing = entered.standing.clone();
         // Also where it says so already: an offset of a group without members expires. A route with
@@ -157,6 +162,8 @@ impl Poller {
             pending_bytes: 0,
             paused: self.shared.held() && pause(&self.source, &partition),
             draining: false,
+            next,
+            heard: Instant::now(),
             reentering: None,
             metrics,
             standing: standing.map(|standing| (standing, clock::instant())),

@@ -15,7 +15,7 @@ use crate::clock;
 use crate::commit::transaction::Transactions;
 use crate::fault::{Bug, bug};
 use crate::pipeline::enter::{Cancelled, Entered, try_enter};
-use crate::pipeline::lane::{Lane, Poller};
+use crate::pipeline::lane::{Lane, Poller, RECORDS_MAX};
 use crate::pipeline::poller::{first_commit, owned};
 use crate::pipeline::worker::{Event, Worker};
 use crate::pipeline::{Command, Failure, Shared};
@@ -400,7 +400,7 @@ impl Daemon {
             )
         });
         cluster.ledger.took(owner, &partition, settled);
-        let lane = Lane::new(&self.pace);
+        let lane = Lane::new(&self.pace, RECORDS_MAX);
         let metrics = self.shared.metrics.partition(&partition.topic, partition.index);
         let next = index_of(entered.plan.start);
         let owned = owned(&self.shared, entered, epoch, &lane, metrics);

@@ -75,7 +75,7 @@ pub fn count(
             count.findings.add("lost", || format!("m-{id}, acknowledged at offset {first}"));
         }
     }
-    let letters = Letters::read(kafka, Route::Least.letters(), acks, &mut count.findings)?;
+    let letters = Letters::read(kafka, Route::Least, acks, committed, &mut count.findings)?;
     count.letters = letters.read;
     count.letters_expected = letters.expected;
     count.letters_repeated = letters.repeated;

@@ -93,7 +93,7 @@ pub fn count(
         findings.add("lost", || format!("m-{id}, acknowledged at {partition}/{offset}"));
     }
 
-    let letters = Letters::read(kafka, Route::Once.letters(), acks, &mut findings)?;
+    let letters = Letters::read(kafka, Route::Once, acks, committed, &mut findings)?;
     for (record, count) in letters.doubled() {
         findings.add("doubled letter", || format!("{record:?}: {count} letters"));
     }
