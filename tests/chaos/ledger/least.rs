@@ -87,7 +87,9 @@ impl Count {
     fn judge(&mut self, seed: u64, acks: &Acks, calls: &[Call], causes: &Causes) {
         let id = calls[0].id;
         let first = acks.first[id as usize];
-        let handled = fate(seed, Route::Least, id) == Fate::Handled;
+        // A send whose answer is unknown may have been the first of the message.
+        let certain = !acks.unknown.contains(&id);
+        let handled = fate(seed, Route::Least, id) == Fate::Handled && certain;
         for call in calls {
             if call.key != calls[0].key {
                 self.findings.add("another key", || format!("m-{id}: {call:?}"));
