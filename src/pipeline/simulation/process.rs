@@ -1,22 +1,23 @@
 //! One daemon: real workers, and a model of the poll loop that follows its steps.
 
+mod enter;
+mod leave;
+
 use std::collections::{BTreeMap, VecDeque};
 use std::sync::Arc;
 use std::sync::mpsc::{Receiver, Sender, channel};
 use std::time::{Duration, Instant};
 
-use super::cluster::{self, Cluster, Outside, Request, index, refused};
+use super::cluster::{self, Cluster, Outside};
 use super::group::News;
-use super::ledger::Owner;
-use super::start::{self, Answers, Asked};
+use super::start::Asked;
 use super::topic::Kind;
 use super::transactions::{Handed, Id, Snapshot};
 use crate::clock;
 use crate::commit::transaction::Transactions;
 use crate::fault::{Bug, bug};
-use crate::pipeline::enter::{Cancelled, Entered, try_enter};
-use crate::pipeline::lane::{Lane, Poller, RECORDS_MAX};
-use crate::pipeline::poller::{first_commit, owned};
+use crate::pipeline::enter::Entered;
+use crate::pipeline::lane::{Lane, Poller};
 use crate::pipeline::worker::{Event, Worker};
 use crate::pipeline::{Command, Failure, Shared};
 use crate::record::{Epoch, Offset, Partition};
@@ -253,97 +254,6 @@ impl Daemon {
         }
     }
 
-    fn enter(&mut self, cluster: &mut Cluster, rng: &mut fastrand::Rng) {
-        if rng.bool() {
-            return;
-        }
-        if let Some(entering) = self.entering.take() {
-            match self.further(cluster, entering) {
-                Some(Entering::Entered(mut entered)) if rng.bool() => {
-                    self.commit_first(cluster, &mut entered, rng);
-                    for (stood, entered) in entered {
-                        self.open(cluster, stood, entered);
-                    }
-                    self.publish(cluster);
-                }
-                entering => self.entering = entering,
-            }
-        }
-        for entering in std::mem::take(&mut self.reentering) {
-            match self.further(cluster, entering) {
-                Some(Entering::Entered(mut entered)) if rng.bool() => {
-                    // Some may have been given back meanwhile.
-                    entered.retain(|(_, entered)| {
-                        let assigned = self.assigned.get(&entered.partition);
-                        assigned.is_some_and(|assigned| assigned.reentering && !assigned.draining)
-                    });
-                    self.commit_first(cluster, &mut entered, rng);
-                    for (stood, entered) in entered {
-                        self.open(cluster, stood, entered);
-                    }
-                    self.publish(cluster);
-                }
-                entering => self.reentering.extend(entering),
-            }
-        }
-    }
-
-    /// The next question. `None`: the start was refused.
-    fn further(&mut self, cluster: &Cluster, entering: Entering) -> Option<Entering> {
-        match entering {
-            Entering::Offered(partitions) => {
-                // The coordinator answers when the transactions that wrote an offset have ended.
-                if partitions.iter().any(|at| cluster.transactions.unstable(at)) {
-                    return Some(Entering::Offered(partitions));
-                }
-                Some(Entering::Asked(start::ask(cluster, partitions)))
-            }
-            Entering::Asked(asked) => {
-                // Also where the log stood before.
-                let stood = |partition: &Partition| {
-                    (partition.clone(), self.outside.disk.lock().unwrap().position(partition))
-                };
-                let stood: BTreeMap<_, _> = asked.partitions.iter().map(stood).collect();
-                let answers = Answers { cluster, asked: &asked };
-                let cancelled = Cancelled::default();
-                match try_enter(&self.shared, &answers, &asked.partitions, &cancelled) {
-                    Ok(entered) => {
-                        let with = |entered: Entered| {
-                            (stood.get(&entered.partition).copied().flatten(), entered)
-                        };
-                        Some(Entering::Entered(entered.into_iter().map(with).collect()))
-                    }
-                    Err(failure) => {
-                        self.failure.get_or_insert(failure);
-                        None
-                    }
-                }
-            }
-            entered @ Entering::Entered(_) => Some(entered),
-        }
-    }
-
-    fn reenter(&mut self, partitions: Vec<(Partition, Epoch)>) {
-        let mut anew = Vec::new();
-        for (partition, epoch) in partitions {
-            let assigned = self.assigned.get_mut(&partition);
-            let Some(assigned) = assigned.filter(|assigned| assigned.epoch == epoch) else {
-                continue;
-            };
-            if assigned.draining {
-                if let Some(drain) = &mut self.drain {
-                    drain.remaining.retain(|remaining| *remaining != partition);
-                }
-                continue;
-            }
-            assigned.reentering = true;
-            anew.push(partition);
-        }
-        if !anew.is_empty() && !bug(Bug::NoReentry) {
-            self.reentering.push(Entering::Offered(anew));
-        }
-    }
-
     /// Hands out how the group sees this member, with what it owns at this moment.
     fn publish(&self, cluster: &mut Cluster) {
         let owned = self.assigned.iter().map(|(of, at)| (of.clone(), at.epoch)).collect();
@@ -355,59 +265,6 @@ impl Daemon {
             generation = first.generation;
         }
         cluster.transactions.snapshots.insert(process, Snapshot { member, generation, owned });
-    }
-
-    fn commit_first(
-        &mut self,
-        cluster: &mut Cluster,
-        entered: &mut [(Option<Offset>, Entered)],
-        rng: &mut fastrand::Rng,
-    ) {
-        let first: Vec<Position> =
-            entered.iter().filter_map(|(_, entered)| first_commit(entered)).collect();
-        let accepted = cluster.group.accepts(self.member, self.generation);
-        if accepted && rng.u8(..8) > 0 {
-            for position in &first {
-                cluster.store(position, &self.name());
-            }
-            // The answer may be lost on its way.
-            if rng.u8(..8) > 0 {
-                for (_, entered) in entered {
-                    let position = first_commit(entered).map(|position| position.offset);
-                    entered.committed = position.or(entered.committed);
-                }
-            }
-        }
-    }
-
-    fn open(&mut self, cluster: &mut Cluster, stood: Option<Offset>, entered: Entered) {
-        let plan = &entered.plan;
-        let first = cluster.input(&entered.partition).first;
-        let in_the_middle = stood < Some(plan.start) && index_of(plan.start) > first;
-        if plan.absorb_until > plan.start && in_the_middle {
-            cluster.rebuilt[index(&entered.partition)] = true;
-        }
-        let partition = entered.partition.clone();
-        let worker = index(&partition) % self.workers.len();
-        let epoch = Epoch(self.next_epoch);
-        self.next_epoch += 1;
-        let owner = Owner { process: self.outside.process, epoch };
-        let settled = entered.plan.absorb_until.max(entered.plan.start);
-        cluster.note(|| {
-            format!(
-                "{owner} takes {partition} at {}, absorbs to {}",
-                entered.plan.start, entered.plan.absorb_until
-            )
-        });
-        cluster.ledger.took(owner, &partition, settled);
-        let lane = Lane::new(&self.pace, RECORDS_MAX);
-        let metrics = self.shared.metrics.partition(&partition.topic, partition.index);
-        let next = index_of(entered.plan.start);
-        let owned = owned(&self.shared, entered, epoch, &lane, metrics);
-        let _ = self.workers[worker].1.send(Event::Open(Box::new(owned)));
-        let assigned =
-            Assigned { epoch, worker, lane, next, ended: None, draining: false, reentering: false };
-        self.assigned.insert(partition, assigned);
     }
 
     /// Reads up to so many records of a partition. False: there was nothing to read.
@@ -449,182 +306,6 @@ impl Daemon {
 
     pub(super) fn assignments(&self) -> usize {
         self.assigned.len()
-    }
-
-    fn commit(&mut self, cluster: &mut Cluster, positions: Vec<(Epoch, Position)>) {
-        for (epoch, position) in positions {
-            self.unanswered.insert(position.partition.clone(), (epoch, position));
-        }
-        self.commit_unanswered(cluster);
-    }
-
-    fn commit_unanswered(&mut self, cluster: &mut Cluster) {
-        let assigned = &self.assigned;
-        self.unanswered.retain(|partition, (epoch, _)| {
-            assigned.get(partition).is_some_and(|assigned| assigned.epoch == *epoch)
-        });
-        let positions: Vec<_> = self.unanswered.values().map(|(_, at)| at.clone()).collect();
-        if positions.is_empty() {
-            return;
-        }
-        self.commits_out += 1;
-        cluster.requests.push(Request {
-            process: self.outside.process,
-            member: self.member,
-            generation: self.generation,
-            positions,
-        });
-    }
-
-    fn commit_answered(
-        &mut self,
-        cluster: &mut Cluster,
-        result: Result<Vec<(Partition, Offset)>, ()>,
-    ) {
-        self.commits_out = self.commits_out.saturating_sub(1);
-        let Ok(offsets) = result else {
-            self.commit_failed = true;
-            return;
-        };
-        for (partition, offset) in offsets {
-            if self.unanswered.get(&partition).is_some_and(|(_, at)| at.offset <= offset)
-                && let Some((_, position)) = self.unanswered.remove(&partition)
-            {
-                // It follows, and may come late.
-                cluster.high_requests.push(position);
-            }
-        }
-    }
-
-    fn start_drain(&mut self, partitions: Vec<Partition>) {
-        let mut remaining = Vec::new();
-        for partition in &partitions {
-            if let Some(assigned) = self.assigned.get_mut(partition) {
-                assigned.draining = true;
-                if assigned.reentering {
-                    continue;
-                }
-                let epoch = assigned.epoch;
-                let event = Event::Drain { partition: partition.clone(), epoch };
-                let _ = self.workers[assigned.worker].1.send(event);
-                remaining.push(partition.clone());
-            }
-        }
-        let deadline = clock::instant() + DRAIN_TIMEOUT;
-        self.drain = Some(Drain {
-            partitions,
-            remaining,
-            positions: Vec::new(),
-            deadline,
-            committing: false,
-        });
-    }
-
-    fn end_drain_if_due(&mut self, cluster: &mut Cluster) {
-        let Some(drain) = &mut self.drain else { return };
-        let now = clock::instant();
-        if !drain.committing {
-            if !drain.remaining.is_empty() && now < drain.deadline {
-                return;
-            }
-            drain.committing = true;
-            drain.deadline = now + COMMIT_PATIENCE;
-            let (late, positions) = (drain.remaining.clone(), drain.positions.clone());
-            self.commit_last(cluster, &late, positions);
-        }
-        if self.drain.as_ref().is_some_and(|drain| now < drain.deadline)
-            && self.is_committing(cluster, now)
-        {
-            return;
-        }
-        if let Some(drain) = self.drain.take() {
-            // With a log that failed there is nothing to wait for.
-            if self.failure.is_none() {
-                self.check_drained(cluster, &drain.partitions);
-            }
-            self.unassign(cluster, &drain.partitions);
-            if self.stopping && !self.assigned.is_empty() {
-                self.start_drain(self.assigned.keys().cloned().collect());
-            } else {
-                self.gone = self.stopping;
-            }
-        }
-    }
-
-    /// What was not given up for being late has no call and no letter out.
-    fn check_drained(&self, cluster: &mut Cluster, partitions: &[Partition]) {
-        let process = self.outside.process;
-        for partition in partitions {
-            let Some(assigned) = self.assigned.get(partition) else { continue };
-            let out = cluster.calls.iter().filter(|call| call.process == process).any(|call| {
-                call.claims.iter().any(|claim| {
-                    claim.record.partition == *partition && claim.epoch == assigned.epoch
-                })
-            });
-            if out {
-                let name = self.name();
-                cluster.violated(format!("{name} gives {partition} back while a call is out"));
-            }
-        }
-    }
-
-    fn is_committing(&mut self, cluster: &mut Cluster, now: Instant) -> bool {
-        if self.commits_out == 0 && self.commit_failed && !self.lost {
-            if now >= self.next_attempt {
-                self.next_attempt = now + COMMIT_AGAIN;
-                self.commit_failed = false;
-                self.take_generation(cluster);
-                self.commit_unanswered(cluster);
-            }
-            return true;
-        }
-        self.commits_out > 0
-    }
-
-    /// The client learns the generation by itself, while the poll loop is busy.
-    fn take_generation(&mut self, cluster: &mut Cluster) {
-        let member = self.member.and_then(|member| cluster.group.members.get_mut(&member));
-        let Some(member) = member else { return };
-        while let Some(News::Joined(generation)) = member.news.front() {
-            self.generation = *generation;
-            member.news.pop_front();
-        }
-    }
-
-    fn commit_last(&mut self, cluster: &mut Cluster, late: &[Partition], positions: Vec<Position>) {
-        self.lose(late);
-        if self.lost {
-            return;
-        }
-        let epoch = |at: &Position| self.assigned.get(&at.partition).map(|assigned| assigned.epoch);
-        let positions =
-            positions.into_iter().filter_map(|at| epoch(&at).map(|epoch| (epoch, at))).collect();
-        self.commit(cluster, positions);
-    }
-
-    fn unassign(&mut self, cluster: &mut Cluster, partitions: &[Partition]) {
-        for partition in partitions {
-            self.assigned.remove(partition);
-        }
-        self.publish(cluster);
-        if let Some(member) = self.member {
-            let places: Vec<_> = partitions.iter().map(index).collect();
-            cluster.note(|| format!("{} gives back {places:?}", self.name()));
-            cluster.group.returned(member, &places);
-        }
-    }
-
-    fn lose(&mut self, partitions: &[Partition]) {
-        for partition in partitions {
-            if let Some(assigned) = self.assigned.remove(partition) {
-                let event = Event::Lost { partition: partition.clone() };
-                let _ = self.workers[assigned.worker].1.send(event);
-            }
-            if let Some(drain) = &mut self.drain {
-                drain.remaining.retain(|remaining| remaining != partition);
-                drain.positions.retain(|position| position.partition != *partition);
-            }
-        }
     }
 
     fn housekeep(&mut self, cluster: &mut Cluster) {
@@ -675,29 +356,4 @@ impl Daemon {
 
 fn index_of(offset: Offset) -> usize {
     usize::try_from(offset.0).expect("an offset is not negative")
-}
-
-impl Cluster {
-    /// The coordinator decides about a commit.
-    pub(super) fn commit_arrives(&mut self, at: usize) -> (Request, Report) {
-        let request = self.requests.remove(at);
-        let name = format!("{}.{}", request.process.instance, request.process.incarnation);
-        if !self.group.accepts(request.member, request.generation) {
-            let now = self.group.generation;
-            self.note(|| {
-                format!(
-                    "commit of {name} under {} is refused in {now}: {}",
-                    request.generation,
-                    refused()
-                )
-            });
-            return (request, Report::Committed(Err(())));
-        }
-        for position in &request.positions {
-            self.store(position, &name);
-        }
-        let offsets =
-            request.positions.iter().map(|at| (at.partition.clone(), at.offset)).collect();
-        (request, Report::Committed(Ok(offsets)))
-    }
 }

@@ -1,5 +1,8 @@
 //! One run: a seed decides the setting, every step, every fault.
 
+mod faults;
+mod steps;
+
 use std::cell::OnceCell;
 use std::sync::atomic::AtomicBool;
 use std::sync::{Arc, Mutex};
@@ -7,24 +10,20 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 
-use super::cluster::{Cluster, Outside, Process, Rules, Shared as Sea, not_sent, partition};
+use super::cluster::{Cluster, Outside, Process, Rules, Shared as Sea, partition};
 use super::disk::{Disk, Fuse, ModelLog};
-use super::ledger::{Answer, Owner};
 use super::oracle::Tally;
-use super::process::{Daemon, Report};
-use super::topic::{EPOCH, Kind, New, TOPIC, Temper};
+use super::process::Daemon;
+use super::topic::{EPOCH, Kind};
 use crate::clock;
-use crate::commit::producer::SendError;
 use crate::config::{
     self, Config, Conflict, Exhausted, HandlerKind, Missing, Mode, Order, Sources,
 };
 use crate::dedup::expiry::{Anchor, Window};
 use crate::handler::{Claim, Handler, Outcome, kafka};
 use crate::metrics::{Label as _, Metrics, RouteMetrics, VerdictLabel};
-use crate::pipeline::worker::Event;
 use crate::pipeline::{Board, Heartbeats, Route, Shared};
 use crate::readiness::Readiness;
-use crate::record::Timestamp;
 use crate::shutdown::Shutdown;
 
 /// What one run came to.
@@ -313,35 +312,6 @@ impl World {
         }
     }
 
-    fn fault(&mut self, at: usize) {
-        match self.rng.u32(..20) {
-            0..5 if self.instances[at].daemon.is_some() => {
-                let mode = self.rng.usize(..4);
-                self.crash(at, mode);
-            }
-            0..8 => self.start(at),
-            8..10 => self.freeze(at),
-            10..12 => self.thaw(at),
-            12..14 => self.expire(),
-            14 => self.time_out(),
-            15..17 => {
-                let mut sea = self.sea.lock().unwrap();
-                sea.note(|| "the group is balanced anew".to_owned());
-                sea.group.rebalance(&mut self.rng);
-            }
-            17..19 => {
-                if let Some(daemon) = &mut self.instances[at].daemon {
-                    self.sea.lock().unwrap().note(|| format!("{} is to stop", daemon.name()));
-                    daemon.stop();
-                }
-            }
-            _ => {
-                self.sea.lock().unwrap().note(|| format!("the next write of {at} fails"));
-                self.instances[at].disk.lock().unwrap().breaks = true;
-            }
-        }
-    }
-
     fn start(&mut self, at: usize) {
         let instance = &mut self.instances[at];
         if instance.daemon.is_some() {
@@ -393,328 +363,10 @@ impl World {
         instance.daemon = Some(daemon);
     }
 
-    /// `mode`: 0 the process alone, 1 in the middle of a step, 2 the power is cut, 3 the directory
-    /// is lost too.
-    fn crash(&mut self, at: usize, mode: usize) {
-        if mode == 1
-            && let Some(daemon) = &mut self.instances[at].daemon
-        {
-            daemon.outside.fuse.light(self.rng.i64(0..4));
-            let worker = self.rng.usize(..daemon.workers());
-            daemon.worker_step(worker, self.rng.usize(1..8));
-        }
-        let instance = &mut self.instances[at];
-        instance.daemon = None;
-        instance.frozen = false;
-        self.report.crashes += 1;
-        let mut disk = instance.disk.lock().unwrap();
-        let unsynced = disk.unsynced();
-        let lost = if mode == 2 { self.rng.usize(..=unsynced) } else { 0 };
-        self.sea.lock().unwrap().note(|| format!("{at} dies ({mode}), {lost} changes are gone"));
-        if mode == 3 {
-            *disk = Disk::default();
-            instance.directory += 1;
-        } else {
-            disk.crash(lost);
-        }
-        drop(disk);
-        self.forget_answers(at);
-    }
-
-    /// What a dead process had asked for may happen all the same.
-    fn forget_answers(&mut self, at: usize) {
-        let mut sea = self.sea.lock().unwrap();
-        let sea = &mut *sea;
-        let mut kept = Vec::new();
-        for call in std::mem::take(&mut sea.calls) {
-            if call.process.instance != at {
-                kept.push(call);
-                continue;
-            }
-            for claim in &call.claims {
-                if self.rng.bool() {
-                    let owner = Owner { process: call.process, epoch: claim.epoch };
-                    sea.ledger.answered(owner, &claim.record, Answer::Done);
-                }
-            }
-        }
-        sea.calls = kept;
-        sea.transactions.remove(at);
-        let rng = &mut self.rng;
-        sea.sends.retain(|send| send.process.instance != at || (!send.arrived && rng.bool()));
-        sea.requests.retain(|request| request.process.instance != at || rng.bool());
-    }
-
-    fn leave(&mut self, at: usize) {
-        let Some(daemon) = self.instances[at].daemon.take() else { return };
-        let mut sea = self.sea.lock().unwrap();
-        sea.note(|| format!("{} has stopped", daemon.name()));
-        if let Some(member) = daemon.member {
-            sea.group.remove(member, &mut self.rng);
-        }
-        drop(sea);
-        self.instances[at].disk.lock().unwrap().crash(0);
-        self.forget_answers(at);
-    }
-
-    fn freeze(&mut self, at: usize) {
-        if self.instances[at].daemon.is_some() {
-            self.sea.lock().unwrap().note(|| format!("{at} is stopped by a signal"));
-            self.instances[at].frozen = true;
-        }
-    }
-
-    fn thaw(&mut self, at: usize) {
-        if self.instances[at].frozen {
-            self.sea.lock().unwrap().note(|| format!("{at} goes on"));
-        }
-        self.instances[at].frozen = false;
-    }
-
-    /// The coordinator gives up a member: one that is dead, stopped, or cut off for a while.
-    fn expire(&mut self) {
-        let mut sea = self.sea.lock().unwrap();
-        let members: Vec<_> = sea.group.members.iter().map(|(id, of)| (*id, of.process)).collect();
-        if members.is_empty() {
-            return;
-        }
-        let (member, process) = members[self.rng.usize(..members.len())];
-        sea.note(|| {
-            format!("the member of {}.{} is declared dead", process.instance, process.incarnation)
-        });
-        sea.group.remove(member, &mut self.rng);
-        self.report.moves += 1;
-    }
-
-    /// The coordinator aborts transactions that take too long.
-    fn time_out(&mut self) {
-        let mut sea = self.sea.lock().unwrap();
-        sea.note(|| "open transactions time out".to_owned());
-        sea.transactions.time_out(|_| false);
-    }
-
-    fn produce(&mut self) {
-        let sea = Arc::clone(&self.sea);
-        let mut sea = sea.lock().unwrap();
-        let at = self.rng.usize(..sea.inputs.len());
-        for _ in 0..self.rng.usize(1..6) {
-            if self.left == 0 {
-                return;
-            }
-            self.left -= 1;
-            let new = self.new_record();
-            sea.inputs[at].append(&partition(at), &new);
-        }
-        let end = sea.inputs[at].slots.len();
-        sea.note(|| format!("{TOPIC}/{at} has {end} records"));
-    }
-
-    fn new_record(&mut self) -> New {
-        let rng = &mut self.rng;
-        self.produced += match rng.u8(..20) {
-            0 => rng.i64(20_000..120_000),
-            1..6 => 0,
-            _ => rng.i64(0..5_000),
-        };
-        let late = if rng.u8(..4) == 0 { rng.i64(0..15_000) } else { 0 };
-        let timestamp = match rng.u8(..60) {
-            0 => None,
-            1 => Some(Timestamp(EPOCH.0 * 2)),
-            _ => Some(Timestamp(self.produced - late)),
-        };
-        // Small numbers are much more frequent.
-        let key = (rng.f64().powi(2) * self.keys as f64) as u64;
-        New {
-            kind: match rng.u8(..30) {
-                0..2 => Kind::Gap,
-                2 => Kind::Pending,
-                _ => Kind::Record,
-            },
-            key: (rng.u8(..20) > 0).then_some(key),
-            variant: u64::from(rng.u8(..12) == 0),
-            record_key: (rng.u8(..5) > 0).then(|| rng.u64(..4)),
-            timestamp,
-            temper: match rng.u8(..20) {
-                0..2 => Temper::Flaky,
-                2 => Temper::Poison,
-                3 => Temper::Hopeless,
-                _ => Temper::Good,
-            },
-        }
-    }
-
-    fn close_transactions(&mut self) {
-        let commit = self.rng.bool();
-        let mut sea = self.sea.lock().unwrap();
-        sea.note(|| format!("open transactions of the input end, committed: {commit}"));
-        for input in &mut sea.inputs {
-            input.close_transactions(commit);
-        }
-    }
-
     /// The daemon of an instance that takes steps.
     fn running(&mut self, at: usize) -> Option<&mut Daemon> {
         let instance = &mut self.instances[at];
         instance.daemon.as_mut().filter(|_| !instance.frozen)
-    }
-
-    fn deliver(&mut self, at: usize) {
-        let (count, which) = (self.rng.usize(1..12), self.rng.usize(..8));
-        let sea = Arc::clone(&self.sea);
-        let Some(daemon) = self.running(at) else { return };
-        let assignments = daemon.assignments();
-        if assignments > 0 {
-            daemon.deliver(&mut sea.lock().unwrap(), which % assignments, count);
-        }
-    }
-
-    fn work(&mut self, at: usize) {
-        let (worker, events) = (self.rng.usize(..4), self.rng.usize(1..6));
-        if let Some(daemon) = self.running(at) {
-            daemon.worker_step(worker % daemon.workers(), events);
-        }
-    }
-
-    fn poll(&mut self, at: usize) {
-        let sea = Arc::clone(&self.sea);
-        let mut rng = self.rng.fork();
-        let Some(daemon) = self.running(at) else { return };
-        let process = daemon.outside.process;
-        let mut sea = sea.lock().unwrap();
-        match daemon.member {
-            // The client notices with its next heartbeat.
-            Some(member) if !sea.group.members.contains_key(&member) => {
-                if !daemon.lost && rng.bool() {
-                    daemon.lost = true;
-                    daemon.reports.push_back(Report::Lost);
-                }
-            }
-            Some(_) => {}
-            None => daemon.member = Some(sea.group.join(process, &mut rng)),
-        }
-        daemon.poll(&mut sea, &mut rng);
-    }
-
-    /// The called system answers some call.
-    fn answer(&mut self) {
-        let sea = Arc::clone(&self.sea);
-        let mut sea = sea.lock().unwrap();
-        if sea.calls.is_empty() {
-            return;
-        }
-        let at = self.rng.usize(..sea.calls.len());
-        let call = sea.calls.swap_remove(at);
-        let mut outcomes = Vec::new();
-        let mut stopped = false;
-        for claim in &call.claims {
-            let temper = {
-                let input = sea.input(&claim.record.partition);
-                input.slots[claim.record.offset.0 as usize].temper
-            };
-            let answer = if stopped { Answer::Retry } else { self.temper(temper) };
-            stopped |= self.handler.keeps_order() && answer != Answer::Done;
-            sea.note(|| format!("{} is answered {answer:?}", claim.record.coordinates()));
-            let owner = Owner { process: call.process, epoch: claim.epoch };
-            sea.ledger.answered(owner, &claim.record, answer);
-            outcomes.push(match answer {
-                Answer::Done => Outcome::Done,
-                Answer::Retry => Outcome::retry("later"),
-                Answer::Reject => Outcome::reject("never"),
-            });
-        }
-        let (route, claims) = (call.route, call.claims);
-        let took = Duration::from_millis(5);
-        let _ = call.answer.send(Event::Outcomes { route, claims, outcomes, took });
-    }
-
-    /// Some client of transactions comes a step further.
-    fn transact(&mut self) {
-        let sea = Arc::clone(&self.sea);
-        let mut sea = sea.lock().unwrap();
-        if sea.transactions.clients.is_empty() {
-            return;
-        }
-        let at = self.rng.usize(..sea.transactions.clients.len());
-        if !self.instances[sea.transactions.clients[at].process.instance].frozen {
-            sea.transact(at, &mut self.rng);
-        }
-    }
-
-    fn temper(&mut self, temper: Temper) -> Answer {
-        match temper {
-            Temper::Good if self.rng.u8(..30) > 0 => Answer::Done,
-            Temper::Flaky if self.rng.u8(..3) == 0 => Answer::Done,
-            Temper::Poison => Answer::Reject,
-            Temper::Good | Temper::Flaky | Temper::Hopeless => Answer::Retry,
-        }
-    }
-
-    /// Some letter comes a step further.
-    fn letter(&mut self) {
-        let mut sea = self.sea.lock().unwrap();
-        if sea.sends.is_empty() {
-            return;
-        }
-        let at = self.rng.usize(..sea.sends.len());
-        let result = if sea.sends[at].arrived {
-            if self.rng.u8(..6) == 0 { Err(not_sent()) } else { Ok(()) }
-        } else {
-            match self.rng.u8(..10) {
-                0 => Err(SendError::TooLarge),
-                1 => Err(not_sent()),
-                _ => return sea.letter_arrives(at),
-            }
-        };
-        let send = sea.sends.swap_remove(at);
-        sea.note(|| {
-            format!("letter {} of {} is answered {result:?}", send.token, send.process.instance)
-        });
-        let smallest = send.letter.form.smaller().is_none();
-        let result = result.map_err(|error| match error {
-            SendError::TooLarge if smallest => not_sent(),
-            error => error,
-        });
-        (send.acknowledged)(send.token, result);
-    }
-
-    /// A commit reaches the coordinator, in the order of its process.
-    fn commit(&mut self) {
-        let mut sea = self.sea.lock().unwrap();
-        if !sea.high_requests.is_empty() && self.rng.bool() {
-            let at = self.rng.usize(..sea.high_requests.len());
-            let position = sea.high_requests.swap_remove(at);
-            return sea.raise(&position, "a late commit");
-        }
-        if sea.requests.is_empty() {
-            return;
-        }
-        let at = self.rng.usize(..sea.requests.len());
-        let process = sea.requests[at].process;
-        let first = sea.requests.iter().position(|request| request.process == process);
-        let (request, mut report) = sea.commit_arrives(first.unwrap_or(at));
-        drop(sea);
-        if self.rng.u8(..12) == 0 {
-            report = Report::Committed(Err(()));
-        }
-        let daemon = self.instances[request.process.instance].daemon.as_mut();
-        if let Some(daemon) = daemon.filter(|daemon| daemon.outside.process == request.process) {
-            daemon.reports.push_back(report);
-        }
-    }
-
-    fn tick(&mut self) {
-        let ms = self.rng.u64(1..1_500);
-        self.sea.lock().unwrap().note(|| format!("{ms} ms pass"));
-        clock::simulated::advance(Duration::from_millis(ms));
-    }
-
-    fn flush(&mut self, at: usize) {
-        let mut disk = self.instances[at].disk.lock().unwrap();
-        if self.rng.bool() {
-            disk.flush();
-        } else {
-            disk.compact();
-        }
     }
 
     /// No faults from here on.
@@ -731,24 +383,6 @@ impl World {
             self.start(at);
         }
         self.expire_dead();
-    }
-
-    /// The coordinator notices which processes are gone.
-    fn expire_dead(&mut self) {
-        let alive: Vec<_> = self
-            .instances
-            .iter()
-            .filter_map(|instance| instance.daemon.as_ref().map(|daemon| daemon.outside.process))
-            .collect();
-        let mut sea = self.sea.lock().unwrap();
-        let dead = sea.group.members.iter().filter(|(_, of)| !alive.contains(&of.process));
-        let dead: Vec<u64> = dead.map(|(id, _)| *id).collect();
-        for member in dead {
-            sea.group.remove(member, &mut self.rng);
-        }
-        let sea = &mut *sea;
-        let alive: Vec<_> = sea.transactions.clients.iter().map(|client| client.id()).collect();
-        sea.transactions.time_out(|id| alive.contains(id));
     }
 
     /// Everybody goes on a little.
