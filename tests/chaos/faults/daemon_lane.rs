@@ -38,6 +38,8 @@ impl DaemonLane {
     pub fn start_all(&mut self) -> std::io::Result<()> {
         for daemon in &mut self.daemons[..DAEMONS] {
             daemon.start(None)?;
+            // Members that come one after another move partitions.
+            self.journal.note("start", &daemon.name, "");
         }
         Ok(())
     }
