@@ -30,7 +30,14 @@ impl Source {
             "not_ready_because": reasons,
             "routes": self.routes.iter().map(|route| route_status(route)).collect::<Vec<_>>(),
             "partitions": self.board.partitions(),
-            "transactions": self.progress.iter().map(|at| at.get().0.name()).collect::<Vec<_>>(),
+            "transactions": self
+                .progress
+                .iter()
+                .map(|at| {
+                    let (phase, lasted) = at.get();
+                    json!({ "phase": phase.name(), "lasted_ms": lasted.as_millis() as u64 })
+                })
+                .collect::<Vec<_>>(),
             "log": {
                 "dir": self.config.log.dir.display().to_string(),
                 "entries": self.metrics.log.entries.get(),
