@@ -66,6 +66,9 @@ impl Daemon {
                     (partition.clone(), self.outside.disk.lock().unwrap().position(partition))
                 };
                 let stood: BTreeMap<_, _> = asked.partitions.iter().map(stood).collect();
+                for partition in &asked.partitions {
+                    self.letters_seen.insert(partition.clone(), cluster.letters.len());
+                }
                 let answers = Answers { cluster, asked: &asked };
                 let cancelled = Cancelled::default();
                 match try_enter(&self.shared, &answers, &asked.partitions, &cancelled) {
@@ -148,7 +151,10 @@ impl Daemon {
                 entered.plan.start, entered.plan.absorb_until
             )
         });
-        cluster.ledger.took(owner, &partition, settled);
+        let seen = self.letters_seen.get(&partition).copied().unwrap_or(0);
+        let settled = settled.max(cluster.moved[index(&partition)].floor);
+        let letters = cluster.letters_that_tell(&partition, seen);
+        cluster.ledger.took(owner, &partition, settled, letters);
         let lane = Lane::new(&self.pace, RECORDS_MAX);
         let metrics = self.shared.metrics.partition(&partition.topic, partition.index);
         let next = index_of(entered.plan.start);

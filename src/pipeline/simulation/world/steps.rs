@@ -68,6 +68,7 @@ impl World {
     pub(super) fn close_transactions(&mut self) {
         let commit = self.rng.bool();
         let mut sea = self.sea.lock().unwrap();
+        sea.settle_letters();
         sea.note(|| format!("open transactions of the input end, committed: {commit}"));
         for input in &mut sea.inputs {
             input.close_transactions(commit);
