@@ -80,6 +80,8 @@ pub(super) struct World {
     clean: bool,
     /// People move the offsets of the group.
     acted: bool,
+    /// Few messages, and time that runs fast: entries expire all along.
+    fast: bool,
     steps: usize,
     /// The time of the producers, in milliseconds.
     produced: i64,
@@ -153,6 +155,7 @@ impl World {
         }
         config.kafka.transaction_interval = ms([0, 100, 1_000][rng.usize(..3)]);
         let clean = rng.u8(..8) == 0;
+        let fast = rng.u8(..4) == 0;
         let rules = Rules {
             window: route.window,
             conflict: route.conflict,
@@ -184,9 +187,10 @@ impl World {
             instances: (0..instances).map(instance).collect(),
             clean,
             acted: !clean && rng.u8(..3) == 0,
+            fast,
             steps: rng.usize(100..800),
             produced: EPOCH.0 - 3_600_000,
-            keys: rng.u64(3..30),
+            keys: if fast { rng.u64(2..6) } else { rng.u64(3..30) },
             left: rng.usize(10..200),
             report: Summary::default(),
             rng,

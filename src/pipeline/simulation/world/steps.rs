@@ -34,6 +34,7 @@ impl World {
     fn new_record(&mut self) -> New {
         let rng = &mut self.rng;
         self.produced += match rng.u8(..20) {
+            _ if self.fast => rng.i64(0..12_000),
             0 => rng.i64(20_000..120_000),
             1..6 => 0,
             _ => rng.i64(0..5_000),
