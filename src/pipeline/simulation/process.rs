@@ -40,6 +40,8 @@ struct Assigned {
     worker: usize,
     lane: Arc<Lane>,
     next: usize,
+    /// Nothing lower goes to the high-water group.
+    reached: Option<Offset>,
     ended: Option<usize>,
     draining: bool,
     reentering: bool,

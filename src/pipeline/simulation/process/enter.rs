@@ -51,7 +51,7 @@ impl Daemon {
     }
 
     /// The next question. `None`: the start was refused.
-    fn further(&mut self, cluster: &Cluster, entering: Entering) -> Option<Entering> {
+    fn further(&mut self, cluster: &mut Cluster, entering: Entering) -> Option<Entering> {
         match entering {
             Entering::Offered(partitions) => {
                 // The coordinator answers when the transactions that wrote an offset have ended.
@@ -69,10 +69,14 @@ impl Daemon {
                 for partition in &asked.partitions {
                     self.letters_seen.insert(partition.clone(), cluster.letters.len());
                 }
-                let answers = Answers { cluster, asked: &asked };
+                let answers = Answers { cluster: &*cluster, asked: &asked };
                 let cancelled = Cancelled::default();
                 match try_enter(&self.shared, &answers, &asked.partitions, &cancelled) {
                     Ok(entered) => {
+                        // From here on the shard is there, whatever becomes of the process.
+                        for entered in &entered {
+                            mark_rebuilt(cluster, stood[&entered.partition], entered);
+                        }
                         let with = |entered: Entered| {
                             (stood.get(&entered.partition).copied().flatten(), entered)
                         };
@@ -133,12 +137,7 @@ impl Daemon {
     }
 
     fn open(&mut self, cluster: &mut Cluster, stood: Option<Offset>, entered: Entered) {
-        let plan = &entered.plan;
-        let first = cluster.input(&entered.partition).first;
-        let in_the_middle = stood < Some(plan.start) && index_of(plan.start) > first;
-        if plan.absorb_until > plan.start && in_the_middle {
-            cluster.rebuilt[index(&entered.partition)] = true;
-        }
+        mark_rebuilt(cluster, stood, &entered);
         let partition = entered.partition.clone();
         let worker = index(&partition) % self.workers.len();
         let epoch = Epoch(self.next_epoch);
@@ -158,10 +157,29 @@ impl Daemon {
         let lane = Lane::new(&self.pace, RECORDS_MAX);
         let metrics = self.shared.metrics.partition(&partition.topic, partition.index);
         let next = index_of(entered.plan.start);
+        let reached = entered.high_water;
         let owned = owned(&self.shared, entered, epoch, &lane, metrics);
         let _ = self.workers[worker].1.send(Event::Open(Box::new(owned)));
-        let assigned =
-            Assigned { epoch, worker, lane, next, ended: None, draining: false, reentering: false };
+        let assigned = Assigned {
+            epoch,
+            worker,
+            lane,
+            next,
+            reached,
+            ended: None,
+            draining: false,
+            reentering: false,
+        };
         self.assigned.insert(partition, assigned);
+    }
+}
+
+/// Notes a log that begins in the middle of a window.
+fn mark_rebuilt(cluster: &mut Cluster, stood: Option<Offset>, entered: &Entered) {
+    let plan = &entered.plan;
+    let first = cluster.input(&entered.partition).first;
+    let in_the_middle = stood < Some(plan.start) && index_of(plan.start) > first;
+    if plan.absorb_until > plan.start && in_the_middle {
+        cluster.rebuilt[index(&entered.partition)] = true;
     }
 }

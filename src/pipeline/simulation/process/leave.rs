@@ -55,7 +55,10 @@ impl Daemon {
                 && let Some((_, position)) = self.unanswered.remove(&partition)
             {
                 // It follows, and may come late.
-                cluster.high_requests.push(position);
+                let reached = self.assigned.get(&partition).and_then(|of| of.reached);
+                if Some(offset) >= reached {
+                    cluster.high_requests.push(position);
+                }
             }
         }
     }
