@@ -10,7 +10,7 @@
 //! Owns: the order of the commits, and what is printed. Never: joins the group; moves an offset
 //! while the group has members; moves one forward.
 
-mod plan;
+pub(crate) mod plan;
 
 use std::io::{self, Write as _};
 use std::sync::Arc;

@@ -45,7 +45,7 @@ use super::entry::{ENTRY_BYTES_MAX, Entry};
 use super::expiry::millis;
 use super::log::Batch;
 use super::shard::{Owner, Shard, State};
-use crate::fault::{self, Point};
+use crate::fault::{self, Bug, Point};
 use crate::identity::Identity;
 use crate::record::Partition;
 
@@ -300,6 +300,9 @@ impl Store {
         self.write_raw(raw, batch.logged(), false)?;
         for (shard, state) in batch.states.drain(..) {
             state.stream_time.inspect(|time| self.horizons.written(shard, *time));
+        }
+        if fault::bug(Bug::FilterAheadOfFlush) {
+            self.publish_all_horizons()?;
         }
         Ok(())
     }

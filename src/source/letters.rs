@@ -32,7 +32,7 @@ pub fn read(
     let mut starts = Vec::new();
     for index in 0..lookup.partition_count(topic)? {
         let partition = Partition::new(topic, index);
-        let (first, end) = lookup.ends(&partition)?;
+        let (first, end) = lookup.letter_ends(&partition)?;
         let start = match since {
             None => Some(first),
             Some(since) => lookup.at_time(&partition, since)?,

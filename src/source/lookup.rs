@@ -14,6 +14,7 @@ use super::poll::elements;
 use super::{client, names, poll};
 use crate::commit::offsets::Metadata;
 use crate::config::Kafka;
+use crate::fault::{self, Bug};
 use crate::record::{Offset, Partition, Timestamp};
 
 /// How long one question may take before it counts as failed.
@@ -105,13 +106,29 @@ impl Lookup {
     /// # Errors
     /// The broker's answer.
     pub fn ends(&self, partition: &Partition) -> Result<(Offset, Offset), KafkaError> {
-        let ask = || self.uncommitted.fetch_watermarks(&partition.topic, partition.index, PATIENCE);
+        Self::ends_told(&self.uncommitted, partition)
+    }
+
+    /// The same of a dead-letter topic.
+    ///
+    /// # Errors
+    /// The broker's answer.
+    pub fn letter_ends(&self, partition: &Partition) -> Result<(Offset, Offset), KafkaError> {
+        let stable = fault::bug(Bug::LettersToStable);
+        Self::ends_told(if stable { &self.committed } else { &self.uncommitted }, partition)
+    }
+
+    fn ends_told(
+        handle: &BaseConsumer,
+        partition: &Partition,
+    ) -> Result<(Offset, Offset), KafkaError> {
+        let ask = || handle.fetch_watermarks(&partition.topic, partition.index, PATIENCE);
         let (first, end) = match ask() {
             // The handle remembers a topic as it was before partitions were added.
             Err(error)
                 if error.rdkafka_error_code() == Some(RDKafkaErrorCode::UnknownPartition) =>
             {
-                self.uncommitted.fetch_metadata(Some(&partition.topic), PATIENCE)?;
+                handle.fetch_metadata(Some(&partition.topic), PATIENCE)?;
                 ask()?
             }
             answer => answer?,

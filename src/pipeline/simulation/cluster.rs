@@ -1,7 +1,7 @@
 //! What lies outside of the daemons: the broker with its group, requests on their way, the called
 //! system, and the ledger of what really happened.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::mpsc::Sender;
 use std::sync::{Arc, Mutex, MutexGuard};
 
@@ -16,6 +16,7 @@ use crate::clock;
 use crate::commit::letters::{Letter, Settles, settles};
 use crate::commit::producer::{Letters, OnAcknowledged, SendError};
 use crate::config::{Conflict, Order};
+use crate::dedup::acts::Acts;
 use crate::dedup::expiry::Window;
 use crate::handler::{Claim, Handler};
 use crate::pipeline::dispatch::Calls;
@@ -40,6 +41,8 @@ pub(super) struct Cluster {
     pub transactions: Coordinator,
     /// By partition: a log was built from a part of the topic, a window long.
     pub rebuilt: Vec<bool>,
+    /// By partition: what people did to its offsets.
+    pub moved: Vec<Moved>,
     /// Nothing goes wrong any more.
     pub calm: bool,
     /// The first invariant that broke.
@@ -51,6 +54,21 @@ pub(super) struct Cluster {
 pub(super) struct DeadLetter {
     pub settles: Settles,
     pub written: Timestamp,
+    /// False: the end of its transaction, or of one before it, has not reached this topic yet.
+    pub stable: bool,
+}
+
+/// What people did to the offsets of a partition, and what must be true since.
+#[derive(Clone, Debug, Default)]
+pub(super) struct Moved {
+    /// Whoever asked since must not handle what lies below.
+    pub floor: Offset,
+    /// These are not to be handled.
+    pub skipped: BTreeSet<usize>,
+    /// Of these keys it is open whether the log knows that they were handled.
+    pub vague: BTreeSet<u64>,
+    /// Only rewinds count here.
+    pub acts: Acts,
 }
 
 /// A process: a data directory's number, and how often it was started.
@@ -109,6 +127,7 @@ impl Cluster {
             high_requests: Vec::new(),
             transactions: Coordinator::default(),
             rebuilt: vec![false; partitions],
+            moved: vec![Moved::default(); partitions],
             calm: rules.clean,
             violation: None,
             steps: steps.then(Vec::new),
@@ -149,8 +168,11 @@ impl Cluster {
         let settles = settles(&record).expect("a letter leads back to its record");
         let (partition, offset) = (settles.partition.clone(), settles.offset);
         self.note(|| format!("letter of {partition}/{offset} is in the topic"));
-        self.ledger.fate(&partition, offset).letters += 1;
-        self.letters.push(DeadLetter { settles, written });
+        if self.counts(&settles) {
+            self.ledger.fate(&partition, offset).letters += 1;
+        }
+        let stable = fastrand::u8(..4) > 0;
+        self.letters.push(DeadLetter { settles, written, stable });
     }
 }
 

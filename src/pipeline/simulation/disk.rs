@@ -162,6 +162,10 @@ impl Disk {
         self.find(partition).map(|(_, kept)| kept.state.position)
     }
 
+    pub(super) fn generation(&self, partition: &Partition) -> i64 {
+        self.find(partition).map_or(0, |(_, kept)| kept.owner.acts.generation)
+    }
+
     /// The log says that this record is settled.
     pub(super) fn settled(&self, partition: &Partition, offset: Offset) -> bool {
         self.find(partition).is_some_and(|(_, kept)| {

@@ -1,6 +1,6 @@
 //! What really happened to each record, and the invariants that are checked while it happens.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 
 use super::cluster::{Process, index};
@@ -45,11 +45,18 @@ pub(super) enum Answer {
     Reject,
 }
 
+/// What an owner was told when it took a partition.
+#[derive(Debug)]
+struct Taken {
+    settled: Offset,
+    letters: BTreeSet<Offset>,
+}
+
 #[derive(Debug, Default)]
 pub(super) struct Ledger {
     fates: Vec<BTreeMap<Offset, Fate>>,
     /// The committed offset that each owner of a partition was told when it took it.
-    taken: BTreeMap<(i32, Owner), Offset>,
+    taken: BTreeMap<(i32, Owner), Taken>,
     /// By partition: what lies below is checked.
     pub checked: Vec<usize>,
     pub executions: u64,
@@ -72,8 +79,21 @@ impl Ledger {
         self.fates[partition].get(&offset)
     }
 
-    pub(super) fn took(&mut self, owner: Owner, partition: &Partition, settled: Offset) {
-        self.taken.insert((partition.index, owner), settled);
+    pub(super) fn took(
+        &mut self,
+        owner: Owner,
+        partition: &Partition,
+        settled: Offset,
+        letters: BTreeSet<Offset>,
+    ) {
+        self.taken.insert((partition.index, owner), Taken { settled, letters });
+    }
+
+    /// The records from here on are to be handled anew: nothing happened to them yet.
+    pub(super) fn rewound(&mut self, partition: usize, start: Offset) {
+        drop(self.fates[partition].split_off(&start));
+        let start = usize::try_from(start.0).expect("an offset is not negative");
+        self.checked[partition] = self.checked[partition].min(start);
     }
 
     /// A handler is called. `settled`: the log of this process says that the record is settled.
@@ -89,13 +109,17 @@ impl Ledger {
         settled: bool,
     ) -> Result<(), String> {
         let at = record.coordinates();
-        let taken = self.taken.get(&(record.partition.index, owner)).copied();
+        let taken = self.taken.get(&(record.partition.index, owner));
+        let lettered = taken.is_some_and(|taken| taken.letters.contains(&record.offset));
+        let taken = taken.map(|taken| taken.settled);
         let fate = self.fate(&record.partition, record.offset);
         let same = fate.calls.iter().rev().find(|call| call.owner == owner);
         let wrong = if settled {
             Some("it is settled in the log of this process".to_owned())
         } else if taken.is_none_or(|taken| record.offset < taken) {
             Some(format!("it lies below {taken:?}, which was committed when the epoch began"))
+        } else if lettered {
+            Some("its letter was in the topic before the epoch began".to_owned())
         } else if fate.key.as_ref().is_some_and(|first| first != key) {
             Some(format!("its key was {:?} and is now {key:?}", fate.key))
         } else {

@@ -48,6 +48,13 @@ impl Cluster {
     pub(super) fn raise(&mut self, position: &Position, by: &str) {
         let Position { partition, offset, metadata } = position;
         let before = self.group.high_water(index(partition));
+        let committed = self.group.committed(index(partition));
+        let floor = self.moved[index(partition)].floor;
+        if committed.max(Some(floor)) < Some(*offset) {
+            self.violated(format!(
+                "{by} takes the high-water mark of {partition} to {offset}, but the group has committed {committed:?}"
+            ));
+        }
         if self.rules.exactly_once && before.is_some_and(|before| before > *offset) {
             self.violated(format!(
                 "{by} takes the high-water mark of {partition} back to {offset}"
@@ -68,9 +75,11 @@ impl Cluster {
         if from >= until {
             return Ok(());
         }
-        let times = input.times(clock::now(), &self.rules.window);
+        let skipped = &self.moved[at].skipped;
+        let times = input.times(clock::now(), &self.rules.window, skipped);
         for offset in from..until {
             if input.slots[offset].kind == Kind::Record
+                && !skipped.contains(&offset)
                 && !self.ended(at, offset)
                 && !self.may_be_suppressed(at, offset, &times)
             {
@@ -83,7 +92,7 @@ impl Cluster {
         Ok(())
     }
 
-    fn ended(&self, at: usize, offset: usize) -> bool {
+    pub(super) fn ended(&self, at: usize, offset: usize) -> bool {
         let fate = self.ledger.seen(at, self.inputs[at].slots[offset].record.offset);
         fate.is_some_and(|fate| fate.done > 0 || fate.letters > 0)
     }
@@ -119,7 +128,7 @@ impl Cluster {
     }
 
     /// What the route takes for one message.
-    fn key(&self, slot: &Slot) -> Option<u64> {
+    pub(super) fn key(&self, slot: &Slot) -> Option<u64> {
         let process = self.rules.conflict == Conflict::Process;
         slot.key.map(|key| if process { key * 16 + slot.variant } else { key })
     }
@@ -136,7 +145,8 @@ impl Cluster {
 
     fn walk(&self, at: usize, clean: bool, tally: &mut Tally) -> Result<(), String> {
         let input = &self.inputs[at];
-        let times = input.times(clock::now(), &self.rules.window);
+        let skipped = &self.moved[at].skipped;
+        let times = input.times(clock::now(), &self.rules.window, skipped);
         let ttl = millis(self.rules.window.ttl);
         let mut vague = self.vague(at, &times);
         let mut log: BTreeMap<u64, Held> = BTreeMap::new();
@@ -146,6 +156,12 @@ impl Cluster {
             let end = |what: &str| {
                 format!("{offset}: {what}; {}", self.history(at, self.key(slot), &times))
             };
+            if skipped.contains(&offset) {
+                if done > 0 {
+                    return Err(end("handled, although somebody passed it over"));
+                }
+                continue;
+            }
             if clean && done > 1 {
                 return Err(end(&format!("handled {done} times without a fault")));
             }
@@ -229,6 +245,7 @@ impl Cluster {
         slots
             .filter(|(_, time)| time.is_some_and(|time| loose || !time.exact()))
             .filter_map(|(slot, _)| self.key(slot))
+            .chain(self.moved[at].vague.iter().copied())
             .collect()
     }
 }

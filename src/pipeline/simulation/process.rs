@@ -40,6 +40,8 @@ struct Assigned {
     worker: usize,
     lane: Arc<Lane>,
     next: usize,
+    /// Nothing lower goes to the high-water group.
+    reached: Option<Offset>,
     ended: Option<usize>,
     draining: bool,
     reentering: bool,
@@ -75,6 +77,8 @@ pub(super) struct Daemon {
     pub lost: bool,
     assigned: BTreeMap<Partition, Assigned>,
     next_epoch: u64,
+    /// How many letters there were when the letters of a partition were read.
+    letters_seen: BTreeMap<Partition, usize>,
     entering: Option<Entering>,
     reentering: Vec<Entering>,
     drain: Option<Drain>,
@@ -139,6 +143,7 @@ impl Daemon {
             lost: false,
             assigned: BTreeMap::new(),
             next_epoch: 1,
+            letters_seen: BTreeMap::new(),
             entering: None,
             reentering: Vec::new(),
             drain: None,
@@ -228,7 +233,9 @@ impl Daemon {
         if let Some(drain) = self.drain.take() {
             partitions.extend(drain.partitions);
         }
-        self.unassign(cluster, &partitions);
+        if !bug(Bug::LostCommits) {
+            self.unassign(cluster, &partitions);
+        }
         self.reentering.clear();
         self.lost = false;
         self.member = None;

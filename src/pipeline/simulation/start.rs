@@ -6,6 +6,7 @@ use super::cluster::{Cluster, index};
 use super::topic::Kind;
 use crate::commit::letters::Settles;
 use crate::commit::offsets::Metadata;
+use crate::fault::{Bug, bug};
 use crate::pipeline::enter::Broker;
 use crate::record::{Offset, Partition, Record, Timestamp};
 use crate::source::lookup::Committed;
@@ -27,7 +28,7 @@ fn committed(cluster: &Cluster, partition: &Partition) -> Option<Committed> {
     cluster.group.offsets.get(&partition.index).map(read)
 }
 
-fn read(stored: &super::cluster::Stored) -> Committed {
+pub(super) fn read(stored: &super::cluster::Stored) -> Committed {
     let metadata = Metadata::decode(stored.metadata.as_bytes());
     Committed { offset: stored.offset, metadata }
 }
@@ -89,6 +90,7 @@ impl Broker for Answers<'_> {
     ) -> Result<(), KafkaError> {
         let letters = self.cluster.letters.iter();
         letters
+            .take_while(|letter| letter.stable || !bug(Bug::LettersToStable))
             .filter(|letter| Some(letter.written) >= since)
             .for_each(|letter| each(letter.settles.clone()));
         Ok(())

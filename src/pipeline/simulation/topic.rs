@@ -1,6 +1,8 @@
 //! One partition of the input topic, as a broker keeps it: records, and offsets that are never
 //! delivered.
 
+use std::collections::BTreeSet;
+
 use crate::dedup::expiry::{Window, millis};
 use crate::record::{Offset, Partition, Record, RecordBuilder, Timestamp};
 
@@ -100,23 +102,35 @@ impl Input {
     }
 
     /// The delivered records with their times, as a reader from the beginning would fix them.
-    pub(super) fn times(&self, wall: Timestamp, window: &Window) -> Vec<Option<Time>> {
+    /// Whether what was passed over has moved the clock depends on who has read it.
+    pub(super) fn times(
+        &self,
+        wall: Timestamp,
+        window: &Window,
+        skipped: &BTreeSet<usize>,
+    ) -> Vec<Option<Time>> {
         let (limit, lateness) = (wall.0 + millis(window.skew), millis(window.lateness));
-        let mut stream: Option<i64> = None;
-        let mut read = |slot: &Slot| {
+        let (mut least, mut most): (Option<i64>, Option<i64>) = (None, None);
+        let mut read = |(offset, slot): (usize, &Slot)| {
             if slot.kind != Kind::Record {
                 return None;
             }
             let believed = slot.record.timestamp.filter(|at| (0..=limit).contains(&at.0));
             let Some(at) = believed else {
-                let at = |wall: i64| stream.map_or(wall, |stream| stream.max(wall));
-                return Some(Time { low: at(EPOCH.0), high: at(wall.0) });
+                let at =
+                    |stream: Option<i64>, wall: i64| stream.map_or(wall, |stream| stream.max(wall));
+                return Some(Time { low: at(least, EPOCH.0), high: at(most, wall.0) });
             };
-            let at = stream.map_or(at.0, |stream| at.0.max(stream - lateness));
-            stream = Some(stream.map_or(at, |stream| stream.max(at)));
-            Some(Time { low: at, high: at })
+            let dated =
+                |stream: Option<i64>| stream.map_or(at.0, |stream| at.0.max(stream - lateness));
+            let (low, high) = (dated(least), dated(most));
+            if !skipped.contains(&offset) {
+                least = Some(least.map_or(low, |stream| stream.max(low)));
+            }
+            most = Some(most.map_or(high, |stream| stream.max(high)));
+            Some(Time { low, high })
         };
-        self.slots[..self.stable_end()].iter().map(&mut read).collect()
+        self.slots[..self.stable_end()].iter().enumerate().map(&mut read).collect()
     }
 }
 

@@ -86,7 +86,7 @@ pub(super) struct Coordinator {
     pub clients: Vec<Client>,
     pub snapshots: BTreeMap<Process, Snapshot>,
     /// By partition: the last record that was passed on.
-    passed_on: BTreeMap<i32, Offset>,
+    pub passed_on: BTreeMap<i32, Offset>,
 }
 
 impl Coordinator {
@@ -240,7 +240,10 @@ impl Cluster {
                 let record =
                     RecordBuilder::default().build(dead, Offset(0), None, None, None, headers);
                 let settles = settles(&record).expect("a letter leads back to its record");
-                let letter = DeadLetter { settles, written };
+                let letter = DeadLetter { settles, written, stable: fastrand::bool() };
+                if bug(Bug::LettersOutside) {
+                    return self.show_letter(letter);
+                }
                 self.open(at).expect("it is open").letters.push(letter);
             }
         }
@@ -290,6 +293,10 @@ impl Cluster {
         let positions: Vec<_> = positions.into_iter().map(|(_, position)| position).collect();
         match self.open(at) {
             None => self.stop(at, "fenced", Vec::new()),
+            Some(_) if bug(Bug::OffsetsOutside) => {
+                positions.iter().for_each(|position| self.store(position, "a producer"));
+                self.transactions.clients[at].stage = Stage::HighWater;
+            }
             Some(open) => {
                 open.offsets.extend(positions);
                 self.transactions.clients[at].stage = Stage::HighWater;
@@ -364,12 +371,7 @@ impl Cluster {
             self.ledger.fate(&partition, offset).done += 1;
             self.check_once(&partition, offset);
         }
-        for letter in open.letters {
-            let (partition, offset) = (letter.settles.partition.clone(), letter.settles.offset);
-            self.ledger.fate(&partition, offset).letters += 1;
-            self.check_once(&partition, offset);
-            self.letters.push(letter);
-        }
+        open.letters.into_iter().for_each(|letter| self.show_letter(letter));
         let name = format!("a transaction of {id:?}");
         for position in &open.offsets {
             self.store(position, &name);
@@ -377,6 +379,15 @@ impl Cluster {
         for position in &open.high_water {
             self.raise(position, &name);
         }
+    }
+
+    fn show_letter(&mut self, letter: DeadLetter) {
+        let (partition, offset) = (letter.settles.partition.clone(), letter.settles.offset);
+        if self.counts(&letter.settles) {
+            self.ledger.fate(&partition, offset).letters += 1;
+            self.check_once(&partition, offset);
+        }
+        self.letters.push(letter);
     }
 
     fn check_once(&mut self, partition: &Partition, offset: Offset) {

@@ -1,5 +1,6 @@
 //! One run: a seed decides the setting, every step, every fault.
 
+mod acts;
 mod faults;
 mod steps;
 
@@ -77,6 +78,10 @@ pub(super) struct World {
     instances: Vec<Instance>,
     /// No faults: nothing may happen twice.
     clean: bool,
+    /// People move the offsets of the group.
+    acted: bool,
+    /// Few messages, and time that runs fast: entries expire all along.
+    fast: bool,
     steps: usize,
     /// The time of the producers, in milliseconds.
     produced: i64,
@@ -150,6 +155,7 @@ impl World {
         }
         config.kafka.transaction_interval = ms([0, 100, 1_000][rng.usize(..3)]);
         let clean = rng.u8(..8) == 0;
+        let fast = rng.u8(..4) == 0;
         let rules = Rules {
             window: route.window,
             conflict: route.conflict,
@@ -180,9 +186,11 @@ impl World {
             route_metrics,
             instances: (0..instances).map(instance).collect(),
             clean,
+            acted: !clean && rng.u8(..3) == 0,
+            fast,
             steps: rng.usize(100..800),
             produced: EPOCH.0 - 3_600_000,
-            keys: rng.u64(3..30),
+            keys: if fast { rng.u64(2..6) } else { rng.u64(3..30) },
             left: rng.usize(10..200),
             report: Summary::default(),
             rng,
@@ -254,7 +262,9 @@ impl World {
             let disk = instance.disk.lock().unwrap();
             for at in 0..sea.inputs.len() {
                 let partition = partition(at);
-                if let Some(position) = disk.position(&partition) {
+                // A shard of before a rewind is dropped when it is opened.
+                let of_now = disk.generation(&partition) >= sea.moved[at].acts.generation;
+                if let Some(position) = disk.position(&partition).filter(|_| of_now) {
                     sea.check_log(name, &partition, position);
                 }
             }
@@ -308,6 +318,7 @@ impl World {
             968..972 => self.close_transactions(),
             972..976 => self.sea.lock().unwrap().late_end(&mut self.rng),
             _ if self.clean => self.tick(),
+            976..980 if self.acted => self.act(),
             _ => self.fault(at),
         }
     }

@@ -51,7 +51,7 @@ impl Daemon {
     }
 
     /// The next question. `None`: the start was refused.
-    fn further(&mut self, cluster: &Cluster, entering: Entering) -> Option<Entering> {
+    fn further(&mut self, cluster: &mut Cluster, entering: Entering) -> Option<Entering> {
         match entering {
             Entering::Offered(partitions) => {
                 // The coordinator answers when the transactions that wrote an offset have ended.
@@ -66,10 +66,17 @@ impl Daemon {
                     (partition.clone(), self.outside.disk.lock().unwrap().position(partition))
                 };
                 let stood: BTreeMap<_, _> = asked.partitions.iter().map(stood).collect();
-                let answers = Answers { cluster, asked: &asked };
+                for partition in &asked.partitions {
+                    self.letters_seen.insert(partition.clone(), cluster.letters.len());
+                }
+                let answers = Answers { cluster: &*cluster, asked: &asked };
                 let cancelled = Cancelled::default();
                 match try_enter(&self.shared, &answers, &asked.partitions, &cancelled) {
                     Ok(entered) => {
+                        // From here on the shard is there, whatever becomes of the process.
+                        for entered in &entered {
+                            mark_rebuilt(cluster, stood[&entered.partition], entered);
+                        }
                         let with = |entered: Entered| {
                             (stood.get(&entered.partition).copied().flatten(), entered)
                         };
@@ -130,12 +137,7 @@ impl Daemon {
     }
 
     fn open(&mut self, cluster: &mut Cluster, stood: Option<Offset>, entered: Entered) {
-        let plan = &entered.plan;
-        let first = cluster.input(&entered.partition).first;
-        let in_the_middle = stood < Some(plan.start) && index_of(plan.start) > first;
-        if plan.absorb_until > plan.start && in_the_middle {
-            cluster.rebuilt[index(&entered.partition)] = true;
-        }
+        mark_rebuilt(cluster, stood, &entered);
         let partition = entered.partition.clone();
         let worker = index(&partition) % self.workers.len();
         let epoch = Epoch(self.next_epoch);
@@ -148,14 +150,36 @@ impl Daemon {
                 entered.plan.start, entered.plan.absorb_until
             )
         });
-        cluster.ledger.took(owner, &partition, settled);
+        let seen = self.letters_seen.get(&partition).copied().unwrap_or(0);
+        let settled = settled.max(cluster.moved[index(&partition)].floor);
+        let letters = cluster.letters_that_tell(&partition, seen);
+        cluster.ledger.took(owner, &partition, settled, letters);
         let lane = Lane::new(&self.pace, RECORDS_MAX);
         let metrics = self.shared.metrics.partition(&partition.topic, partition.index);
         let next = index_of(entered.plan.start);
+        let reached = entered.high_water;
         let owned = owned(&self.shared, entered, epoch, &lane, metrics);
         let _ = self.workers[worker].1.send(Event::Open(Box::new(owned)));
-        let assigned =
-            Assigned { epoch, worker, lane, next, ended: None, draining: false, reentering: false };
+        let assigned = Assigned {
+            epoch,
+            worker,
+            lane,
+            next,
+            reached,
+            ended: None,
+            draining: false,
+            reentering: false,
+        };
         self.assigned.insert(partition, assigned);
+    }
+}
+
+/// Notes a log that begins in the middle of a window.
+fn mark_rebuilt(cluster: &mut Cluster, stood: Option<Offset>, entered: &Entered) {
+    let plan = &entered.plan;
+    let first = cluster.input(&entered.partition).first;
+    let in_the_middle = stood < Some(plan.start) && index_of(plan.start) > first;
+    if plan.absorb_until > plan.start && in_the_middle {
+        cluster.rebuilt[index(&entered.partition)] = true;
     }
 }

@@ -6,6 +6,7 @@ use super::super::cluster::{Cluster, Request, index, refused};
 use super::super::group::News;
 use super::{COMMIT_AGAIN, COMMIT_PATIENCE, DRAIN_TIMEOUT, Daemon, Drain, Report};
 use crate::clock;
+use crate::fault::{Bug, bug};
 use crate::pipeline::worker::Event;
 use crate::record::{Epoch, Offset, Partition};
 use crate::source::Position;
@@ -26,6 +27,9 @@ impl Daemon {
         let positions: Vec<_> = self.unanswered.values().map(|(_, at)| at.clone()).collect();
         if positions.is_empty() {
             return;
+        }
+        if bug(Bug::HighWaterFirst) {
+            cluster.high_requests.extend(positions.iter().cloned());
         }
         self.commits_out += 1;
         cluster.requests.push(Request {
@@ -51,7 +55,10 @@ impl Daemon {
                 && let Some((_, position)) = self.unanswered.remove(&partition)
             {
                 // It follows, and may come late.
-                cluster.high_requests.push(position);
+                let reached = self.assigned.get(&partition).and_then(|of| of.reached);
+                if Some(offset) >= reached {
+                    cluster.high_requests.push(position);
+                }
             }
         }
     }
@@ -175,6 +182,9 @@ impl Daemon {
     }
 
     pub(super) fn lose(&mut self, partitions: &[Partition]) {
+        if bug(Bug::LostCommits) {
+            return;
+        }
         for partition in partitions {
             if let Some(assigned) = self.assigned.remove(partition) {
                 let event = Event::Lost { partition: partition.clone() };

@@ -49,6 +49,10 @@ impl World {
         instance.frozen = false;
         self.report.crashes += 1;
         let mut disk = instance.disk.lock().unwrap();
+        // What was dropped on the disk stays dropped.
+        if self.rng.u8(..3) == 0 {
+            disk.compact();
+        }
         let unsynced = disk.unsynced();
         let lost = if mode == 2 { self.rng.usize(..=unsynced) } else { 0 };
         self.sea.lock().unwrap().note(|| format!("{at} dies ({mode}), {lost} changes are gone"));

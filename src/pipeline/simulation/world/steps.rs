@@ -34,6 +34,7 @@ impl World {
     fn new_record(&mut self) -> New {
         let rng = &mut self.rng;
         self.produced += match rng.u8(..20) {
+            _ if self.fast => rng.i64(0..12_000),
             0 => rng.i64(20_000..120_000),
             1..6 => 0,
             _ => rng.i64(0..5_000),
@@ -68,6 +69,7 @@ impl World {
     pub(super) fn close_transactions(&mut self) {
         let commit = self.rng.bool();
         let mut sea = self.sea.lock().unwrap();
+        sea.settle_letters();
         sea.note(|| format!("open transactions of the input end, committed: {commit}"));
         for input in &mut sea.inputs {
             input.close_transactions(commit);
