@@ -187,19 +187,17 @@ impl Identifier {
             undecodable: matches!(form, Form::NotJson(_)),
         };
         self.give_back_scratch();
-        if fault::bug(Bug::WeakIdentity) {
-            return self.weaken(record, identified);
-        }
-        identified
+        self.weakened(record, identified)
     }
 
-    /// For the proof alone: the mistake that [`Bug::WeakIdentity`] names.
-    fn weaken(&self, record: &Record, mut identified: Identified) -> Identified {
-        if let (Some(identity), Some(key)) = (&mut identified.identity, self.client_key(record)) {
+    /// For the proof alone: the mistake that [`Bug::WeakIdentity`] names, where it is built in.
+    fn weakened(&self, record: &Record, mut identified: Identified) -> Identified {
+        if fault::bug(Bug::WeakIdentity)
+            && let (Some(identity), Some(key)) = (&mut identified.identity, self.client_key(record))
+        {
             let mut weak = [0; 16];
-            let (length, start) = weak.split_at_mut(4);
-            length.copy_from_slice(&(key.len() as u32).to_be_bytes());
-            start.iter_mut().zip(key.iter().take(4)).for_each(|(to, byte)| *to = *byte);
+            weak[..4].copy_from_slice(&(key.len() as u32).to_be_bytes());
+            weak[4..].iter_mut().zip(key.iter().take(4)).for_each(|(to, byte)| *to = *byte);
             *identity = Identity(weak);
         }
         identified
