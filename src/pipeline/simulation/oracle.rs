@@ -83,8 +83,9 @@ impl Cluster {
                 && !self.ended(at, offset)
                 && !self.may_be_suppressed(at, offset, &times)
             {
+                let history = self.history(at, self.key(&input.slots[offset]), &times);
                 return Err(format!(
-                    "{offset} was neither handled nor a letter, and nothing suppresses it"
+                    "{offset} was neither handled nor a letter, and nothing suppresses it; {history}"
                 ));
             }
         }
@@ -227,8 +228,12 @@ impl Cluster {
             let time = time.filter(|_| self.key(slot) == key)?;
             let (done, lettered) = (self.done(at, slot), self.lettered(at, slot));
             let (offset, variant) = (slot.record.offset, slot.variant);
-            let time = time.low - super::topic::EPOCH.0;
-            Some(format!("{offset} v{variant} t {time} done {done} letter {lettered}"))
+            let since = |time: i64| time - super::topic::EPOCH.0;
+            let of_record = slot.record.timestamp.map(|at| since(at.0));
+            let (low, high) = (since(time.low), since(time.high));
+            Some(format!(
+                "{offset} v{variant} by {of_record:?} t {low}..{high} done {done} letter {lettered}"
+            ))
         };
         let all: Vec<_> = self.inputs[at].slots.iter().zip(times).filter_map(of_key).collect();
         format!("key {key:?}, {:?}: {}", self.rules, all.join("; "))

@@ -374,15 +374,18 @@ impl Worker {
             let draining = owned.draining;
             let window = self.window(owned.route);
             let verdict = decide(&read.facts, false, entry.as_ref(), &window);
+            let after = entry_after(&verdict, &read.facts, &window);
             // What needs a handler or a letter is left to the next owner. A duplicate needs none,
-            // and open it would hold back the offset of all that was handled after it.
-            if draining && !matches!(verdict, Verdict::Duplicate { .. }) {
+            // and open it would hold back the offset of all that was handled after it. But where
+            // the record before it was given up, it must not prolong the window: the next owner
+            // would find that record within it, and suppress what nobody has handled.
+            let prolongs = handled.is_none() && after.is_some();
+            if draining && (prolongs || !matches!(verdict, Verdict::Duplicate { .. })) {
                 return;
             }
             if matches!(verdict, Verdict::Fresh) {
                 return self.act(read, verdict, entry, waiting);
             }
-            let after = entry_after(&verdict, &read.facts, &window);
             self.act(read, verdict, entry, VecDeque::new());
             entry = after.or(entry);
         }
