@@ -3,6 +3,7 @@
 use std::sync::Arc;
 
 use super::super::cluster::{Cluster, Stored, partition};
+use super::super::disk::Disk;
 use super::super::start::{TOPIC_ID, read};
 use super::World;
 use crate::clock;
@@ -68,7 +69,12 @@ impl World {
         sea.note(|| format!("a tool takes {of} forward to {to}"));
         // Handled or not, and known to one log and not to the other.
         let from = index(high.min(committed));
-        let loose = |offset: &usize| *offset < known || sea.ended(at, *offset);
+        // A duplicate settled beyond the position has prolonged its window in that log.
+        let in_a_log = |offset: usize| {
+            let settled = |disk: &Disk| disk.settled(&of, Offset(offset as i64));
+            self.instances.iter().any(|instance| settled(&instance.disk.lock().unwrap()))
+        };
+        let loose = |offset: &usize| *offset < known || sea.ended(at, *offset) || in_a_log(*offset);
         let vague: Vec<_> = (from..to)
             .filter(loose)
             .filter_map(|offset| sea.key(&sea.inputs[at].slots[offset]))
