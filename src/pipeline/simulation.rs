@@ -35,7 +35,7 @@ use self::world::{Summary, World};
 use crate::fault::armed::set_bug;
 use crate::fault::{BUGS, Bug};
 
-const SEEDS: u64 = 20_000;
+const SEEDS: u64 = 80_000;
 
 fn number(name: &str) -> Option<u64> {
     std::env::var(name).ok().map(|text| text.parse().expect("a number"))
@@ -62,7 +62,7 @@ fn show(seed: u64) -> String {
 }
 
 #[test]
-fn twenty_thousand_seeds_hold() {
+fn eighty_thousand_seeds_hold() {
     if let Some(seed) = number("ONCED_SIM_SEED") {
         let text = show(seed);
         assert!(text.contains(": Ok(())"), "{text}");
