@@ -8,6 +8,7 @@ use std::time::Duration;
 use rdkafka::consumer::{BaseConsumer, Consumer as _, ConsumerContext};
 use rdkafka::error::{KafkaError, RDKafkaErrorCode};
 use rdkafka::metadata::MetadataBroker;
+use rdkafka::types::RDKafkaRespErr;
 use rdkafka::{Offset as KafkaOffset, TopicPartitionList};
 
 use super::poll::elements;
@@ -168,15 +169,22 @@ pub(super) fn committed<C: ConsumerContext>(
     // own reader would require to be UTF-8.
     let elements = unsafe { elements(list.ptr()) };
     let offset = |partition: &Partition| {
-        let element = elements.iter().find(|element| {
+        let found = elements.iter().find(|element| {
             // SAFETY: an element has a name that ends with a NUL.
             let topic = unsafe { std::ffi::CStr::from_ptr(element.topic) };
             element.partition == partition.index && topic.to_bytes() == partition.topic.as_bytes()
-        })?;
-        (element.offset >= 0)
-            .then(|| Committed { offset: Offset(element.offset), metadata: metadata_of(element) })
+        });
+        // What was not told is not absent: taken for absent, all would be handled again.
+        let told =
+            found.filter(|element| element.err == RDKafkaRespErr::RD_KAFKA_RESP_ERR_NO_ERROR);
+        let Some(element) = told else {
+            let code = found.map_or(RDKafkaErrorCode::NoOffset, |element| element.err.into());
+            return Err(KafkaError::OffsetFetch(code));
+        };
+        let offset = Offset(element.offset);
+        Ok((element.offset >= 0).then(|| Committed { offset, metadata: metadata_of(element) }))
     };
-    Ok(partitions.iter().map(offset).collect())
+    partitions.iter().map(offset).collect()
 }
 
 fn metadata_of(element: &rdkafka::bindings::rd_kafka_topic_partition_t) -> Option<Metadata> {
