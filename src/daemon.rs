@@ -20,6 +20,7 @@ use tokio::runtime::Runtime;
 
 use crate::admin::{self, AdminError};
 use crate::commit::producer::{LetterProducer, Letters};
+use crate::commit::transaction::leftovers::Leftovers;
 use crate::commit::transaction::phase::Progress;
 use crate::config::{Config, HandlerKind, Mode};
 use crate::dedup::store::{self, Stamp};
@@ -323,6 +324,11 @@ impl<'a> Daemon<'a> {
             id: format!("{}-{directory_id}", kafka.group),
             membership: Membership::default(),
             companion: Arc::new(companion),
+            leftovers: Leftovers {
+                config: Arc::clone(&self.config),
+                topics: outputs::topics(&self.config).into_iter().collect(),
+                readiness: self.readiness.clone(),
+            },
             progress: self.progress.clone(),
         }))
     }

@@ -38,6 +38,7 @@ pub use self::poller::run;
 pub use self::route::Route;
 use self::worker::Event;
 use crate::commit::producer::Letters;
+use crate::commit::transaction::leftovers::Leftovers;
 use crate::commit::transaction::phase::Progress;
 use crate::config::Config;
 use crate::dedup::{Log, LogError};
@@ -84,6 +85,7 @@ pub struct Transacting {
     pub timeout: Duration,
     pub membership: Membership,
     pub companion: Arc<Companion>,
+    pub leftovers: Leftovers,
     /// By worker.
     pub progress: Vec<Progress>,
 }

@@ -25,6 +25,7 @@
 //! log.
 
 mod client;
+pub mod leftovers;
 pub mod phase;
 pub mod transactor;
 

@@ -4,6 +4,7 @@
 //! Owns: what is asked of them before the first record. Never: writes to them.
 
 use std::collections::BTreeSet;
+use std::sync::Arc;
 use std::time::Duration;
 
 use rdkafka::ClientConfig;
@@ -51,17 +52,22 @@ pub struct Crowded {
     has: i32,
 }
 
-/// Keeps the batches of the transactions below what every topic takes that they write to: a broker
-/// refuses whole batches, and the innocent of one have to be sent again one by one.
-pub(super) async fn limit_batches(config: &Config, client: &mut ClientConfig) {
+/// The topics that the transactions of all routes write to.
+pub(super) fn topics(config: &Config) -> BTreeSet<Arc<str>> {
     let routes = config.routes.iter().filter_map(|route| match &route.handler {
         HandlerKind::Kafka(kafka) => Some((route, kafka)),
         _ => None,
     });
-    let topics: BTreeSet<&str> = routes
+    routes
         .flat_map(|(route, kafka)| std::iter::once(&kafka.topic).chain(&route.dead_letter))
-        .map(|topic| &**topic)
-        .collect();
+        .map(|topic| Arc::from(&**topic))
+        .collect()
+}
+
+/// Keeps the batches of the transactions below what every topic takes that they write to: a broker
+/// refuses whole batches, and the innocent of one have to be sent again one by one.
+pub(super) async fn limit_batches(config: &Config, client: &mut ClientConfig) {
+    let topics = topics(config);
     let asked = topics.iter().map(|topic| topic_settings(&config.kafka, topic));
     let asked = futures_util::future::join_all(asked);
     let Ok(answers) = tokio::time::timeout(PATIENCE, asked).await else {
@@ -75,7 +81,7 @@ pub(super) async fn limit_batches(config: &Config, client: &mut ClientConfig) {
         match answer {
             Ok(settings) => smallest = smallest.into_iter().chain(settings.max_message_bytes).min(),
             Err(error) => {
-                tracing::warn!(topic, %error, "The topic's max.message.bytes cannot be read; batches that are too large are sent again in parts.");
+                tracing::warn!(%topic, %error, "The topic's max.message.bytes cannot be read; batches that are too large are sent again in parts.");
             }
         }
     }

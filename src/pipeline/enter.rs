@@ -75,7 +75,8 @@ pub(super) fn enter(
             Err(Failure::Kafka { action, source })
                 if !gives_up(shared, cancelled) && passes(&source) =>
             {
-                tracing::warn!(action, error = %source, "The broker did not answer; asking again.");
+                let hint = hint(&source);
+                tracing::warn!(action, error = %source, hint, "The broker did not answer; asking again.");
                 std::thread::sleep(pause);
                 pause = (pause * 2).min(Duration::from_secs(5));
             }
@@ -104,6 +105,17 @@ fn passes(error: &KafkaError) -> bool {
                 | RDKafkaErrorCode::ClusterAuthorizationFailed
         )
     )
+}
+
+/// A transaction whose markers the broker left out holds back the group's offsets for ever: the
+/// client only says that it took too long. See `commit::transaction::leftovers`.
+fn hint(error: &KafkaError) -> &'static str {
+    match error.rdkafka_error_code() {
+        Some(RDKafkaErrorCode::OperationTimedOut) => {
+            "no broker answers in time, or a transaction that moved the offsets does not end: look with kafka-transactions.sh find-hanging"
+        }
+        _ => "",
+    }
 }
 
 fn failed(action: impl Into<String>) -> impl FnOnce(KafkaError) -> Failure {

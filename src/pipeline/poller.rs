@@ -161,6 +161,7 @@ fn transactions(
         companion: Arc::clone(&transacting.companion),
         timeout: transacting.timeout,
         progress: transacting.progress[index].clone(),
+        leftovers: transacting.leftovers.clone(),
     };
     let events = events.clone();
     // The worker is gone only when the daemon is going.

@@ -137,6 +137,47 @@ impl Lookup {
         Ok((Offset(first), Offset(end)))
     }
 
+    /// One past the last offset of each partition, in their order, transactions that are still
+    /// open included. One question for each leader.
+    ///
+    /// # Errors
+    /// The broker's answer, for any of them.
+    pub fn all_ends(&self, partitions: &[Partition]) -> Result<Vec<Offset>, KafkaError> {
+        Self::all_ends_told(&self.uncommitted, partitions)
+    }
+
+    /// The same, before the first record of a transaction that is still open.
+    ///
+    /// # Errors
+    /// As [`Lookup::all_ends`].
+    pub fn all_stable_ends(&self, partitions: &[Partition]) -> Result<Vec<Offset>, KafkaError> {
+        Self::all_ends_told(&self.committed, partitions)
+    }
+
+    fn all_ends_told(
+        handle: &BaseConsumer,
+        partitions: &[Partition],
+    ) -> Result<Vec<Offset>, KafkaError> {
+        let mut list = TopicPartitionList::new();
+        for partition in partitions {
+            // Kafka's "time" of the end.
+            list.add_partition_offset(&partition.topic, partition.index, KafkaOffset::End)?;
+        }
+        if partitions.is_empty() {
+            return Ok(Vec::new());
+        }
+        let found = handle.offsets_for_times(list, PATIENCE)?;
+        let end = |partition: &Partition| {
+            let element = found.find_partition(&partition.topic, partition.index);
+            match element.map(|element| (element.error(), element.offset())) {
+                Some((Ok(()), KafkaOffset::Offset(offset))) => Ok(Offset(offset)),
+                Some((Err(error), _)) => Err(error),
+                _ => Err(KafkaError::OffsetFetch(RDKafkaErrorCode::NoOffset)),
+            }
+        };
+        partitions.iter().map(end).collect()
+    }
+
     /// The first offset whose record is of this time or later. `None`: there is none.
     ///
     /// # Errors

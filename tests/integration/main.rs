@@ -49,6 +49,7 @@ mod exactly_once;
 mod exactly_once_faults;
 mod http;
 mod input;
+mod leftovers;
 mod letters;
 mod library;
 mod offsets;

@@ -15,6 +15,8 @@ pub enum Phase {
     Idle,
     /// A new producer registers; what the last one left open is aborted.
     Initialising,
+    /// What earlier transactions wrote has to end on the broker.
+    Settling,
     Producing,
     Delivering,
     Offsets,
@@ -23,9 +25,10 @@ pub enum Phase {
     Aborting,
 }
 
-const ALL: [(Phase, &str); 8] = [
+const ALL: [(Phase, &str); 9] = [
     (Phase::Idle, "idle"),
     (Phase::Initialising, "initialising"),
+    (Phase::Settling, "settling"),
     (Phase::Producing, "producing"),
     (Phase::Delivering, "delivering"),
     (Phase::Offsets, "offsets"),
@@ -38,6 +41,11 @@ impl Phase {
     #[must_use]
     pub fn name(self) -> &'static str {
         ALL.iter().find(|(phase, _)| *phase == self).map_or("", |(_, name)| name)
+    }
+
+    /// May last for as long as the broker is away; no transaction is open in it.
+    pub(super) fn waits_for_the_broker(self) -> bool {
+        matches!(self, Self::Idle | Self::Initialising | Self::Settling)
     }
 }
 

@@ -24,6 +24,7 @@ use rdkafka::TopicPartitionList;
 use rdkafka::error::{KafkaError, RDKafkaErrorCode};
 
 use super::client::{Class, Client, Message, Refused};
+use super::leftovers::Leftovers;
 use super::phase::{Phase, Progress};
 use super::{Ended, Job, Output, Transactions};
 use crate::clock;
@@ -46,6 +47,7 @@ pub struct Settings {
     /// `transaction.timeout.ms`.
     pub timeout: Duration,
     pub progress: Progress,
+    pub leftovers: Leftovers,
 }
 
 /// Called with the number of a transaction and its end, on the transactor's thread.
@@ -97,7 +99,7 @@ impl Transactions for Transactor {
         let (phase, lasted) = self.settings.progress.get();
         // librdkafka gives up by itself after the transaction's timeout, and twice that to register.
         let patience = self.settings.timeout * 3 + Duration::from_secs(30);
-        if phase == Phase::Idle || phase == Phase::Initialising || lasted < patience {
+        if phase.waits_for_the_broker() || lasted < patience {
             return None;
         }
         tracing::error!(
@@ -130,6 +132,7 @@ fn spawn(settings: &Settings, ended: &Arc<OnEnded>) -> (Sender<Job>, Arc<AtomicB
         stopped: Arc::clone(&stopped),
         client: None,
         registered: Instant::now(),
+        doubtful: true,
         fenced: 0,
         failures: 0,
         commit_took: Duration::ZERO,
@@ -149,6 +152,9 @@ struct Thread {
     /// Registered, and with no transaction open.
     client: Option<Client>,
     registered: Instant,
+    /// The last transaction did not commit, or is that of another process: what it wrote may be
+    /// open still.
+    doubtful: bool,
     /// How often in a row, of all fences, a producer was fenced soon after it registered.
     fenced: u32,
     /// Transactions in a row that did not commit.
@@ -224,6 +230,7 @@ impl Thread {
             },
         };
         self.failures = self.failures.saturating_add(1);
+        self.doubtful = true;
         if fault::bug(Bug::NoRecycle) && matches!(ended, Ended::Aborted { .. }) {
             self.client = Some(client);
         }
@@ -462,7 +469,8 @@ impl Thread {
     }
 
     /// Makes a producer, where there is none, and registers it: whatever an earlier one left open
-    /// is aborted, or was committed, once this returns.
+    /// is aborted, or was committed, once this returns. After a transaction that did not commit, it
+    /// also is seen to be so.
     fn register(&mut self) {
         while self.client.is_none() && !self.stopped.load(Ordering::SeqCst) {
             self.settings.progress.set(Phase::Initialising);
@@ -470,6 +478,10 @@ impl Thread {
                 Ok(client) => match self.patiently(|| client.init()) {
                     Ok(()) => {
                         self.registered = Instant::now();
+                        if self.doubtful {
+                            self.settings.progress.set(Phase::Settling);
+                            self.doubtful = !self.settings.leftovers.wait(&self.stopped);
+                        }
                         self.client = Some(client);
                         fault::point(Point::ProducerRecycled);
                     }

@@ -109,6 +109,7 @@ pub fn available() -> Result<(), String> {
     answer(Command::new(script()).arg("jars"))
 }
 
-fn script() -> PathBuf {
+/// Kafka and its tools.
+pub fn script() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("scripts/kafka")
 }

@@ -5,6 +5,7 @@
 use std::env;
 use std::fmt::Display;
 use std::io::{self, Write as _};
+use std::process::Command;
 use std::sync::{Mutex, MutexGuard, OnceLock};
 use std::time::Duration;
 
@@ -119,6 +120,30 @@ impl Kafka {
         self.start();
     }
 
+    /// Aborts what is open in these topics and in the offsets of all groups, with Kafka's own tool,
+    /// as an operator would where a coordinator left out the markers of a transaction.
+    pub fn abort_what_hangs(&self, topics: &[&str]) {
+        for topic in topics.iter().chain(&["__consumer_offsets"]) {
+            for partition in 0..self.partitions(topic) {
+                let place = ["--topic", topic, "--partition", &partition.to_string()];
+                let producers = self.transactions(&[&["describe-producers"], &place[..]].concat());
+                for since in producers.lines().filter_map(open_since) {
+                    let abort = [&["abort"], &place[..], &["--start-offset", since]].concat();
+                    self.transactions(&abort);
+                }
+            }
+        }
+    }
+
+    fn transactions(&self, arguments: &[&str]) -> String {
+        let mut tool = Command::new(broker::script());
+        tool.args(["transactions", "--bootstrap", &self.bootstrap]).args(arguments);
+        let output = tool.output().expect("scripts/kafka can be run");
+        let errors = String::from_utf8_lossy(&output.stderr);
+        assert!(output.status.success(), "kafka-transactions {arguments:?}: {errors}");
+        String::from_utf8_lossy(&output.stdout).into_owned()
+    }
+
     /// Stops a private broker from running; its connections stay open and say nothing.
     pub fn freeze(&self) {
         self.broker().as_ref().expect("a private broker that runs").freeze();
@@ -184,6 +209,11 @@ impl Kafka {
     fn broker(&self) -> MutexGuard<'_, Option<Broker>> {
         self.broker.lock().expect("no test panics while it holds the broker")
     }
+}
+
+/// The last column of a line of `describe-producers`, where it is an offset.
+fn open_since(line: &str) -> Option<&str> {
+    line.split_whitespace().last().filter(|word| word.parse::<i64>().is_ok())
 }
 
 /// A name that no other test has, and no earlier run on the same broker.
