@@ -10,8 +10,8 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use crate::exactly_once::{QUICK, Stage, owned, property};
-use crate::leftovers;
 use crate::harness::{Daemon, Kafka, Message, Payments, payments, wait_until};
+use crate::leftovers;
 use crate::scene::{SOON, keyed, numbered, set, wait_caught_up};
 
 /// Sends the input little by little while `during` goes on, so that there is always something in a

@@ -12,9 +12,10 @@ use crate::scene::SOON;
 /// Null where it does not answer yet.
 fn status(onced: &Daemon) -> serde_json::Value {
     let reply = onced.get("/status");
-    reply.map_or_else(|_| serde_json::Value::Null, |reply| {
-        serde_json::from_str(&reply.body).expect("/status is JSON")
-    })
+    reply.map_or_else(
+        |_| serde_json::Value::Null,
+        |reply| serde_json::from_str(&reply.body).expect("/status is JSON"),
+    )
 }
 
 fn settling(onced: &Daemon) -> bool {
@@ -55,8 +56,8 @@ fn reason(onced: &Daemon, word: &str) -> String {
 fn what_another_has_open_is_waited_for() {
     let Some(kafka) = Kafka::shared_or_skip("what_another_has_open_is_waited_for") else { return };
     let stage = Stage::new(kafka, "foreign", 2);
-    let foreign: BaseProducer =
-        kafka.client(&[("transactional.id", &unique("foreign")), ("transaction.timeout.ms", "60000")]);
+    let foreign: BaseProducer = kafka
+        .client(&[("transactional.id", &unique("foreign")), ("transaction.timeout.ms", "60000")]);
     foreign.init_transactions(SOON).expect("a producer registers");
     foreign.begin_transaction().expect("a transaction begins");
     let record = BaseRecord::to(&stage.output).partition(1).key("").payload("theirs");
