@@ -9,6 +9,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use rdkafka::ClientConfig;
 use rdkafka::consumer::{BaseConsumer, CommitMode, Consumer as _};
 use rdkafka::error::{KafkaError, RDKafkaErrorCode};
 
@@ -24,6 +25,7 @@ const SUFFIX: &str = ".onced";
 
 /// Asks and commits for the high-water group. Shared by the threads that do so.
 pub struct Companion {
+    config: ClientConfig,
     consumer: BaseConsumer<Reporting>,
     group: String,
 }
@@ -41,8 +43,9 @@ impl Companion {
     /// # Errors
     /// As [`Companion::new`].
     pub fn of_group(kafka: &Kafka, group: String) -> Result<Self, KafkaError> {
-        let consumer = client::companion(kafka, &group).create_with_context(Reporting)?;
-        Ok(Self { consumer, group })
+        let config = client::companion(kafka, &group);
+        let consumer = config.create_with_context(Reporting)?;
+        Ok(Self { config, consumer, group })
     }
 
     /// The name of the group.
@@ -75,7 +78,17 @@ impl Companion {
     /// # Errors
     /// The coordinator's answer.
     pub fn members(&self) -> Result<usize, KafkaError> {
-        admin::group_members(self.consumer.client().native_ptr(), &self.group, PATIENCE)
+        let ask = |handle: &BaseConsumer<Reporting>| {
+            admin::group_members(handle.client().native_ptr(), &self.group, PATIENCE)
+        };
+        match ask(&self.consumer) {
+            // For such questions a handle remembers the coordinator that it once found, and goes on
+            // asking it although another broker has taken over.
+            Err(KafkaError::GroupListFetch(RDKafkaErrorCode::NotCoordinator)) => {
+                ask(&self.config.create_with_context(Reporting)?)
+            }
+            answer => answer,
+        }
     }
 
     /// Commits and waits for the answer: for about a session timeout (45 s) where the group's

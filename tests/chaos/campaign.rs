@@ -133,7 +133,7 @@ impl Stage<'_> {
             if let Some(wrong) = lane.wrong.first() {
                 return Err(Stop::Now(wrong.clone()));
             }
-            hold(lane.daemons[..DAEMONS].iter().all(Daemon::ready), || "not ready".to_owned())
+            all_ready(&lane.daemons[..DAEMONS])
         })?;
         self.wait_for("the first records are handled", READY_TIMEOUT, || {
             lane.look_after();
@@ -253,7 +253,7 @@ impl Stage<'_> {
             .map_err(|missing| format!("the cluster is not whole in the end: {missing}"))?;
         self.wait_for("daemons are ready again", READY_TIMEOUT, || {
             lane.look_after();
-            hold(lane.daemons[..DAEMONS].iter().all(Daemon::ready), || "not ready".to_owned())
+            all_ready(&lane.daemons[..DAEMONS])
         })?;
         let settles = Duration::from_millis(u64::from(SETTLES_MS));
         self.wait_for("what happened is over", settles * 3, || {
@@ -482,6 +482,12 @@ impl Stage<'_> {
 enum Stop {
     NotYet(String),
     Now(String),
+}
+
+fn all_ready(daemons: &[Daemon]) -> Result<(), Stop> {
+    let reasons: Vec<_> = daemons.iter().map(Daemon::not_ready_because).collect();
+    let reasons: Vec<_> = reasons.into_iter().filter(|reason| !reason.is_empty()).collect();
+    hold(reasons.is_empty(), || reasons.join(" | "))
 }
 
 fn hold(holds: bool, seen: impl FnOnce() -> String) -> Result<(), Stop> {

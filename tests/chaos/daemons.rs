@@ -205,8 +205,16 @@ impl Daemon {
             .is_some_and(|running| running.frozen_until.is_none() && running.end_by.is_none())
     }
 
-    pub fn ready(&self) -> bool {
-        self.at_work() && get(self.admin, "/readyz", QUICK).is_some_and(|(status, _)| status == 200)
+    /// Empty: it is ready.
+    pub fn not_ready_because(&self) -> String {
+        if !self.at_work() {
+            return format!("{} is not at work", self.name);
+        }
+        match get(self.admin, "/readyz", QUICK) {
+            Some((200, _)) => String::new(),
+            Some((_, reasons)) => format!("{}: {}", self.name, reasons.trim().replace('\n', "; ")),
+            None => format!("{} does not answer", self.name),
+        }
     }
 
     /// What it is doing, for the histogram of where kills landed.
