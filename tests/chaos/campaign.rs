@@ -31,7 +31,7 @@ use crate::ledger::{least, once};
 use crate::options::Options;
 use crate::process;
 use crate::proxy::Proxy;
-use crate::report::Outcome;
+use crate::report::{Outcome, Records};
 use crate::traffic::{OUTPUT, OUTPUT_BYTES_MAX, PARTITIONS, Phase, Route, Traffic};
 
 const GROUP: &str = "chaos";
@@ -324,7 +324,12 @@ impl Stage<'_> {
         for traffic in &self.traffic.routes {
             let acks = traffic.acks();
             let sent = u64::from(traffic.sent.load(Ordering::SeqCst));
-            records.push((traffic.route.name(), sent, acks.records));
+            records.push(Records {
+                route: traffic.route.name(),
+                sent,
+                acknowledged: acks.records,
+                placeless: acks.placeless,
+            });
             match traffic.route {
                 Route::Once => once = Some(once::count(&self.kafka, seed, &acks, &committed)?),
                 Route::Least => {

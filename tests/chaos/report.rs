@@ -29,10 +29,19 @@ pub struct Verdict {
     pub detail: String,
 }
 
+/// What was sent to one route.
+pub struct Records {
+    pub route: &'static str,
+    pub sent: u64,
+    pub acknowledged: u64,
+    /// Of those, by the broker that had them already.
+    pub placeless: u64,
+}
+
 /// All that is known when the campaign is over.
 pub struct Outcome {
     pub versions: Vec<(&'static str, String)>,
-    pub route_records: Vec<(&'static str, u64, u64)>,
+    pub route_records: Vec<Records>,
     pub once: Option<once::Count>,
     pub least: Option<least::Count>,
     pub verify: Option<Value>,
@@ -121,9 +130,10 @@ impl Outcome {
 
     fn write_counts(&self, text: &mut String) {
         section(text, "Counts", ["route", "what", "number"]);
-        for (route, sent, acknowledged) in &self.route_records {
+        for Records { route, sent, acknowledged, placeless } in &self.route_records {
             line(text, &format!("| {route} | records sent | {sent} |"));
             line(text, &format!("| {route} | records acknowledged | {acknowledged} |"));
+            line(text, &format!("| {route} | of those without an offset | {placeless} |"));
         }
         let counts = [
             ("once", self.once.as_ref().map(once::Count::json)),
@@ -172,8 +182,9 @@ impl Outcome {
             let holds = format!("{:?}", verdict.holds).to_lowercase();
             json!({ "name": verdict.name, "holds": holds, "detail": verdict.detail })
         });
-        let records = self.route_records.iter().map(|(route, sent, acknowledged)| {
-            json!({ "route": route, "sent": sent, "acknowledged": acknowledged })
+        let records = self.route_records.iter().map(|records| {
+            let Records { route, sent, acknowledged, placeless } = records;
+            json!({ "route": route, "sent": sent, "acknowledged": acknowledged, "placeless": placeless })
         });
         let map =
             |pairs: Vec<(String, Value)>| Value::Object(pairs.into_iter().collect::<Map<_, _>>());

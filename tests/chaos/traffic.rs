@@ -80,12 +80,11 @@ pub struct Acks {
     pub first: Vec<u32>,
     /// Records that must become a letter, by partition and offset.
     pub letters: HashMap<(i32, u32), Fate>,
-    /// Messages with a record of which nothing is known.
+    /// Messages with a record of which it is not known whether, or where, it is.
     pub unknown: HashSet<u32>,
     pub records: u64,
-    pub by_partition: [u64; PARTITIONS as usize],
-    /// Acknowledgements that cannot be true, such as an offset that does not fit.
-    pub odd: u64,
+    /// Acknowledged without an offset: the broker had the record already when it came again.
+    pub placeless: u64,
 }
 
 pub struct Traffic {
@@ -121,8 +120,7 @@ impl Traffic {
                 letters: HashMap::new(),
                 unknown: HashSet::new(),
                 records: 0,
-                by_partition: [0; PARTITIONS as usize],
-                odd: 0,
+                placeless: 0,
             })),
         };
         Self {
@@ -301,16 +299,12 @@ impl ProducerContext<NoCustomPartitioner> for Acknowledged {
             acks.unknown.extend(id);
             return;
         }
+        acks.records += 1;
         let (partition, Ok(offset)) = (message.partition(), u32::try_from(message.offset())) else {
-            acks.odd += 1;
+            acks.placeless += 1;
+            acks.unknown.extend(id);
             return;
         };
-        acks.records += 1;
-        if let Some(count) =
-            usize::try_from(partition).ok().and_then(|at| acks.by_partition.get_mut(at))
-        {
-            *count += 1;
-        }
         if fate != Fate::Handled {
             acks.letters.insert((partition, offset), fate);
         }

@@ -2,7 +2,7 @@
 
 use crate::ledger::Findings;
 use crate::options::Options;
-use crate::report::{Holds, Outcome, Verdict};
+use crate::report::{Holds, Outcome, Records, Verdict};
 
 /// `verify` is the exit code of `onced verify`, where it was run.
 pub fn of(outcome: &Outcome, options: &Options, verify: Option<Option<i32>>) -> Vec<Verdict> {
@@ -55,16 +55,14 @@ pub fn lively(stuck: Option<String>) -> Verdict {
 }
 
 fn acknowledged(outcome: &Outcome) -> Verdict {
-    let open: u64 = outcome
-        .route_records
-        .iter()
-        .map(|(_, sent, acknowledged)| sent.saturating_sub(*acknowledged))
-        .sum();
-    let sent: u64 = outcome.route_records.iter().map(|(_, sent, _)| sent).sum();
+    let total = |of: fn(&Records) -> u64| -> u64 { outcome.route_records.iter().map(of).sum() };
+    let sent = total(|records| records.sent);
+    let open = sent.saturating_sub(total(|records| records.acknowledged));
+    let placeless = total(|records| records.placeless);
     Verdict {
         name: "every record was acknowledged",
         holds: if open == 0 { Holds::Yes } else { Holds::Unknown },
-        detail: format!("{sent} sent, {open} unknown"),
+        detail: format!("{sent} sent, {open} unknown, {placeless} acknowledged without an offset"),
     }
 }
 
