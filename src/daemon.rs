@@ -318,15 +318,18 @@ impl<'a> Daemon<'a> {
         let companion = Companion::new(kafka).map_err(|error| Error::client(&error))?;
         let (mut client, timeout) = client::transactional(kafka);
         self.runtime.block_on(outputs::limit_batches(&self.config, &mut client));
+        let companion = Arc::new(companion);
         Ok(Some(Transacting {
             client,
             timeout,
             id: format!("{}-{directory_id}", kafka.group),
             membership: Membership::default(),
-            companion: Arc::new(companion),
+            companion: Arc::clone(&companion),
             leftovers: Leftovers {
                 config: Arc::clone(&self.config),
                 topics: outputs::topics(&self.config).into_iter().collect(),
+                inputs: outputs::inputs(&self.config).into_iter().collect(),
+                companion,
                 readiness: self.readiness.clone(),
             },
             progress: self.progress.clone(),

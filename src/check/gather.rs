@@ -15,7 +15,7 @@ use super::report::{Level, Row};
 use super::topics::{Described, Facts, Role, Topic};
 use super::{cluster, directory, group, offsets};
 use crate::clock;
-use crate::config::{Config, Kafka, Route, Start};
+use crate::config::{Config, HandlerKind, Kafka, Route, Start};
 use crate::dedup::State;
 use crate::dedup::shard::Owner;
 use crate::dedup::store::Stamp;
@@ -288,7 +288,11 @@ fn roles(config: &Config) -> impl Iterator<Item = (&Route, Role, &str)> {
         let inputs = route.topics.iter().map(move |topic| (route, Role::Input, &**topic));
         let letters =
             route.dead_letter.iter().map(move |topic| (route, Role::DeadLetter, &**topic));
-        inputs.chain(letters)
+        let output = match &route.handler {
+            HandlerKind::Kafka(kafka) => Some((route, Role::Output, &*kafka.topic)),
+            _ => None,
+        };
+        inputs.chain(letters).chain(output)
     })
 }
 

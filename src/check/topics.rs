@@ -9,7 +9,7 @@ use bytesize::ByteSize;
 use rdkafka::error::{KafkaError, RDKafkaErrorCode};
 
 use super::report::Row;
-use crate::config::Route;
+use crate::config::{HandlerKind, Route};
 use crate::dedup::expiry::millis;
 use crate::source::admin::TopicSettings;
 
@@ -19,6 +19,8 @@ pub struct Described {
     pub partitions: i32,
     /// Partitions that no broker leads now.
     pub leaderless: Vec<i32>,
+    /// Of the partition that has the fewest. 0: the broker does not say.
+    pub fewest_replicas: usize,
     /// `None`: the broker does not say.
     pub allowed: Option<Allowed>,
 }
@@ -44,6 +46,8 @@ pub enum Role {
     Input,
     /// Letters are written there, and read again when a partition starts.
     DeadLetter,
+    /// Transactions write there.
+    Output,
 }
 
 /// A topic in its role.
@@ -66,10 +70,15 @@ impl Topic<'_> {
             Err(code) => return vec![self.unusable(*code)],
         };
         let mut rows = vec![self.there(described)];
+        rows.extend(self.one_replica(described));
         match &self.facts.settings {
             // The client does not pass on that the settings may not be read: it tells none.
             Some(Ok(settings)) if settings.max_message_bytes.is_none() => {
                 rows.push(self.settings_unknown());
+            }
+            Some(Ok(settings)) if self.role == Role::Output => {
+                rows.extend(self.without_key(settings));
+                rows.extend(self.message_bytes(settings));
             }
             Some(Ok(settings)) => {
                 rows.push(self.retention(settings));
@@ -87,6 +96,7 @@ impl Topic<'_> {
         match self.role {
             Role::Input => format!("topic {}", self.name),
             Role::DeadLetter => format!("dead-letter topic {}", self.name),
+            Role::Output => format!("output topic {}", self.name),
         }
     }
 
@@ -95,6 +105,7 @@ impl Topic<'_> {
         let key = match self.role {
             Role::Input => "topics",
             Role::DeadLetter => "dead_letter.topic",
+            Role::Output => "handler.topic",
         };
         format!("routes.{}.{key}", self.route.name)
     }
@@ -103,6 +114,7 @@ impl Topic<'_> {
         match self.role {
             Role::Input => "READ, DESCRIBE and DESCRIBE_CONFIGS",
             Role::DeadLetter => "WRITE, READ, DESCRIBE and DESCRIBE_CONFIGS",
+            Role::Output => "WRITE, DESCRIBE and DESCRIBE_CONFIGS",
         }
     }
 
@@ -145,6 +157,7 @@ impl Topic<'_> {
         let needed = match self.role {
             Role::Input => &[(allowed.read, "READ")][..],
             Role::DeadLetter => &[(allowed.write, "WRITE"), (allowed.read, "READ")],
+            Role::Output => &[(allowed.write, "WRITE")],
         };
         let lacking: Vec<_> =
             needed.iter().filter(|(has, _)| !has).map(|(_, name)| *name).collect();
@@ -160,11 +173,31 @@ impl Topic<'_> {
         let may = match self.role {
             Role::Input => "may be read",
             Role::DeadLetter => "may be written and read",
+            Role::Output => "may be written",
         };
         Row::ok(self.subject(), format!("{partitions}, {may}"))
     }
 
+    /// See `commit::transaction::leftovers`.
+    fn one_replica(&self, described: &Described) -> Option<Row> {
+        let transacts = matches!(self.route.handler, HandlerKind::Kafka(_));
+        if !transacts || self.role == Role::Input || described.fewest_replicas != 1 {
+            return None;
+        }
+        let found =
+            "one replica: a broker that dies can leave a transaction open, which stops the route";
+        Some(Row::warning(
+            self.subject(),
+            found,
+            "give it three replicas and min.insync.replicas=2",
+        ))
+    }
+
     fn settings_unknown(&self) -> Row {
+        if self.role == Role::Output {
+            let found = "max.message.bytes not checked: the broker did not tell the settings";
+            return Row::warning(self.subject(), found, "allow DESCRIBE_CONFIGS on it");
+        }
         let found = "retention not checked: the broker did not tell the settings";
         let name = &self.route.name;
         let advice = format!(
@@ -196,7 +229,9 @@ impl Topic<'_> {
         let found = format!("{keeps} {} ({setting}); {needed}", duration(keeps_ms));
         let consequence = match self.role {
             Role::Input => "a log that is lost forgets older messages",
-            Role::DeadLetter => "a log that is lost takes records of older letters for handled",
+            Role::DeadLetter | Role::Output => {
+                "a log that is lost takes records of older letters for handled"
+            }
         };
         let advice = format!(
             "{consequence}: set {setting} to at least {needed_ms}, or shorten routes.{}.window",
@@ -223,6 +258,10 @@ impl Topic<'_> {
         if self.role == Role::Input || !settings.compacted {
             return None;
         }
+        if self.role == Role::Output {
+            let found = "is compacted: it refuses records without a key, which stops the route";
+            return Some(Row::note(self.subject(), found, "see that every record has a key"));
+        }
         let found = "is compacted: it refuses the letters of records without a key, and keeps one \
                      letter for each key";
         Some(Row::warning(self.subject(), found, "use a topic with cleanup.policy=delete"))
@@ -236,6 +275,11 @@ impl Topic<'_> {
                 self.subject(),
                 format!("{takes}, more than the client: {}", size(self.receive_bytes_max)),
                 "raise \"receive.message.max.bytes\" in kafka.properties",
+            ),
+            (Role::Output, Some(input)) if bytes < input => Row::warning(
+                self.subject(),
+                format!("{takes}, less than the input: {}", size(input)),
+                "a larger record becomes a dead letter, or pauses a route that has no dead-letter topic: raise max.message.bytes",
             ),
             (Role::DeadLetter, Some(input)) if bytes < input => Row::warning(
                 self.subject(),
@@ -265,7 +309,7 @@ mod tests {
 
     fn described() -> Described {
         let allowed = Some(Allowed { read: true, write: true });
-        Described { partitions: 12, leaderless: Vec::new(), allowed }
+        Described { partitions: 12, leaderless: Vec::new(), fewest_replicas: 3, allowed }
     }
 
     fn settings() -> TopicSettings {
@@ -349,6 +393,38 @@ mod tests {
         let rows = judged(Role::DeadLetter, Ok(with(false, false)), settings());
         check(&rows, Level::Failed, "has no WRITE and READ", "");
         assert_eq!(worst(&judged(Role::Input, Ok(with(true, false)), settings())), Level::Ok);
+    }
+
+    #[test]
+    fn an_output_is_written_and_not_read() {
+        let with =
+            |read, write| Described { allowed: Some(Allowed { read, write }), ..described() };
+        // What it keeps is the affair of its readers.
+        let short = TopicSettings { retention_ms: Some(1), ..settings() };
+        assert_eq!(worst(&judged(Role::Output, Ok(with(false, true)), short)), Level::Ok);
+        let rows = judged(Role::Output, Ok(with(true, false)), settings());
+        assert_eq!(rows[0].subject, "output topic t");
+        check(&rows, Level::Failed, "has no WRITE", "allow WRITE on it");
+        let small = TopicSettings { max_message_bytes: Some(1_000), ..settings() };
+        let rows = judged(Role::Output, Ok(described()), small);
+        check(&rows, Level::Warning, "less than the input", "becomes a dead letter");
+        let missing = Err(RDKafkaErrorCode::UnknownTopicOrPartition);
+        let rows = judged(Role::Output, missing, settings());
+        check(&rows, Level::Failed, "no such topic", "or correct routes.r.handler.topic");
+    }
+
+    #[test]
+    fn one_replica_of_an_output_is_too_few() {
+        let one = Described { fewest_replicas: 1, ..described() };
+        let facts = Facts { described: Ok(one), settings: None };
+        let outside = route(&[]);
+        assert_eq!(worst(&topic(&outside, Role::DeadLetter, &facts).rows()), Level::Ok);
+        let passes_on = route(&["handler={ kind = 'kafka', topic = 'out' }"]);
+        for role in [Role::Output, Role::DeadLetter] {
+            let rows = topic(&passes_on, role, &facts).rows();
+            check(&rows, Level::Warning, "one replica", "three replicas");
+        }
+        assert_eq!(worst(&topic(&passes_on, Role::Input, &facts).rows()), Level::Ok);
     }
 
     #[test]

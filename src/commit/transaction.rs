@@ -33,7 +33,7 @@ use std::sync::Arc;
 
 use super::letters::Letter;
 use crate::identity::Identity;
-use crate::record::{Epoch, Record};
+use crate::record::{Epoch, Partition, Record};
 use crate::source::Position;
 
 /// One transaction, sealed.
@@ -45,6 +45,13 @@ pub struct Job {
     pub outputs: Vec<Output>,
     /// What the group and its companion commit, each under the epoch in which it was decided.
     pub positions: Vec<(Epoch, Position)>,
+}
+
+impl Job {
+    /// The partitions whose offsets it moves.
+    fn moved(&self) -> impl Iterator<Item = Partition> {
+        self.positions.iter().map(|(_, position)| position.partition.clone())
+    }
 }
 
 /// One record to write.
@@ -93,7 +100,7 @@ pub trait Transactions: Send {
     /// Starts it and returns at once. The answer is `Event::Transaction` with its number.
     fn start(&mut self, job: Job);
 
-    /// To be called from time to time: gives up a call that does not end. Returns the number of
-    /// the transaction that ends with it as [`Ended::Unknown`].
-    fn watch(&mut self) -> Option<(u64, Ended)>;
+    /// To be called from time to time: gives up a call that does not end. Its transaction is then
+    /// answered as any other, with [`Ended::Unknown`].
+    fn watch(&mut self);
 }

@@ -10,7 +10,7 @@ use std::time::Duration;
 use rdkafka::ClientConfig;
 
 use crate::config::{Config, HandlerKind, Route};
-use crate::handler::kafka::Place;
+use crate::handler::kafka::{self, Place};
 use crate::source::admin::topic_settings;
 
 /// The broker that does not say how large a batch may be holds up the start no longer than this.
@@ -54,14 +54,26 @@ pub struct Crowded {
 
 /// The topics that the transactions of all routes write to.
 pub(super) fn topics(config: &Config) -> BTreeSet<Arc<str>> {
-    let routes = config.routes.iter().filter_map(|route| match &route.handler {
+    let topics = |(route, kafka): (&Route, &kafka::Config)| {
+        let topics = std::iter::once(&kafka.topic).chain(&route.dead_letter);
+        topics.map(|topic| Arc::from(&**topic)).collect::<Vec<_>>()
+    };
+    transacting(config).flat_map(topics).collect()
+}
+
+/// The topics whose offsets they move.
+pub(super) fn inputs(config: &Config) -> BTreeSet<Arc<str>> {
+    let topics = |(route, _): (&Route, _)| {
+        route.topics.iter().map(|topic| Arc::from(&**topic)).collect::<Vec<_>>()
+    };
+    transacting(config).flat_map(topics).collect()
+}
+
+fn transacting(config: &Config) -> impl Iterator<Item = (&Route, &kafka::Config)> {
+    config.routes.iter().filter_map(|route| match &route.handler {
         HandlerKind::Kafka(kafka) => Some((route, kafka)),
         _ => None,
-    });
-    routes
-        .flat_map(|(route, kafka)| std::iter::once(&kafka.topic).chain(&route.dead_letter))
-        .map(|topic| Arc::from(&**topic))
-        .collect()
+    })
 }
 
 /// Keeps the batches of the transactions below what every topic takes that they write to: a broker

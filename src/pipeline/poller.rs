@@ -160,7 +160,8 @@ fn transactions(
         membership: transacting.membership.clone(),
         companion: Arc::clone(&transacting.companion),
         timeout: transacting.timeout,
-        progress: transacting.progress[index].clone(),
+        // An earlier run of the pipeline may have left a thread behind.
+        progress: transacting.progress[index].successor(),
         leftovers: transacting.leftovers.clone(),
     };
     let events = events.clone();

@@ -11,7 +11,7 @@
 //!
 //! ```text
 //! ONCED_SIM_SEED=<n>     replays one seed and prints its steps
-//! ONCED_SIM_SEEDS=<n>    so many seeds instead of 20,000
+//! ONCED_SIM_SEEDS=<n>    so many seeds instead of 80,000
 //! ONCED_SIM_FIRST=<n>    from this one on
 //! ```
 
@@ -56,7 +56,7 @@ fn run(seed: u64, keep_steps: bool) -> (Summary, Result<(), String>) {
 fn show(seed: u64) -> String {
     let (report, result) = run(seed, true);
     format!(
-        "{}\nseed {seed}: {result:?}\nreplay: ONCED_SIM_SEED={seed} scripts/test --lib simulation::twenty -- --nocapture",
+        "{}\nseed {seed}: {result:?}\nreplay: ONCED_SIM_SEED={seed} scripts/test --lib simulation::eighty -- --nocapture",
         report.steps.join("\n")
     )
 }

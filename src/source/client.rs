@@ -8,6 +8,7 @@ use std::time::Duration;
 use rdkafka::ClientConfig;
 use rdkafka::client::ClientContext;
 use rdkafka::config::RDKafkaLogLevel;
+use rdkafka::consumer::ConsumerContext;
 use rdkafka::error::KafkaError;
 
 use crate::config::Kafka;
@@ -21,6 +22,8 @@ impl ClientContext for Logging {
         logging::librdkafka(level, facility, text);
     }
 }
+
+impl ConsumerContext for Logging {}
 
 /// What is common to consumers, producers and admin handles.
 #[must_use]

@@ -11,6 +11,7 @@ use rdkafka::metadata::MetadataBroker;
 use rdkafka::types::RDKafkaRespErr;
 use rdkafka::{Offset as KafkaOffset, TopicPartitionList};
 
+use super::client::Logging;
 use super::poll::elements;
 use super::{client, names, poll};
 use crate::commit::offsets::Metadata;
@@ -23,8 +24,8 @@ pub const PATIENCE: Duration = Duration::from_secs(15);
 
 /// Asks; joins no group and reads no records.
 pub struct Lookup {
-    committed: BaseConsumer,
-    uncommitted: BaseConsumer,
+    committed: BaseConsumer<Logging>,
+    uncommitted: BaseConsumer<Logging>,
 }
 
 /// What the group has committed for one partition.
@@ -39,9 +40,10 @@ impl Lookup {
     /// # Errors
     /// A property in `[kafka.properties]` that librdkafka refuses.
     pub fn new(kafka: &Kafka) -> Result<Self, KafkaError> {
-        let committed = client::reader(kafka).create()?;
-        let uncommitted =
-            client::reader(kafka).set("isolation.level", "read_uncommitted").create()?;
+        let committed = client::reader(kafka).create_with_context(Logging)?;
+        let uncommitted = client::reader(kafka)
+            .set("isolation.level", "read_uncommitted")
+            .create_with_context(Logging)?;
         Ok(Self { committed, uncommitted })
     }
 
@@ -120,7 +122,7 @@ impl Lookup {
     }
 
     fn ends_told(
-        handle: &BaseConsumer,
+        handle: &BaseConsumer<Logging>,
         partition: &Partition,
     ) -> Result<(Offset, Offset), KafkaError> {
         let ask = || handle.fetch_watermarks(&partition.topic, partition.index, PATIENCE);
@@ -155,7 +157,7 @@ impl Lookup {
     }
 
     fn all_ends_told(
-        handle: &BaseConsumer,
+        handle: &BaseConsumer<Logging>,
         partitions: &[Partition],
     ) -> Result<Vec<Offset>, KafkaError> {
         let mut list = TopicPartitionList::new();

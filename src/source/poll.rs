@@ -248,7 +248,7 @@ fn error_text(event: &Owned) -> String {
 }
 
 /// Logs what a handle that reads no records has to say. Returns what went wrong last.
-pub(super) fn listen(consumer: &BaseConsumer) -> Option<String> {
+pub(super) fn listen<C: ConsumerContext>(consumer: &BaseConsumer<C>) -> Option<String> {
     // SAFETY: the handle is alive; a consumer has a queue, and this reference is given back below.
     let queue = unsafe { native::rd_kafka_queue_get_consumer(consumer.client().native_ptr()) };
     let mut trouble = None;

@@ -6,6 +6,7 @@
 mod config;
 mod verdicts;
 
+use std::collections::BTreeMap;
 use std::fs::{self, File};
 use std::path::{Path, PathBuf};
 use std::process::Stdio;
@@ -31,7 +32,7 @@ use crate::ledger::{least, once};
 use crate::options::Options;
 use crate::process;
 use crate::proxy::Proxy;
-use crate::report::{Outcome, Records};
+use crate::report::{Injected, Outcome, Records};
 use crate::traffic::{OUTPUT, OUTPUT_BYTES_MAX, PARTITIONS, Phase, Route, Traffic};
 
 const GROUP: &str = "chaos";
@@ -157,10 +158,9 @@ impl Stage<'_> {
             stuck = self.unless_interrupted(self.drain(&mut lane))?;
         }
         self.took("calm");
-        let kills = lane.kills_done;
-        let zombies = lane.zombies_done;
+        let injected = self.injected(&lane, &broker);
         lane.end_all();
-        let mut outcome = self.count(&lane, &broker, kills, zombies)?;
+        let mut outcome = self.count(&lane, &broker, injected)?;
         outcome.verdicts.push(verdicts::lively(stuck));
         if let Some(path) = &self.options.report {
             outcome
@@ -197,6 +197,7 @@ impl Stage<'_> {
             kills_done: 0,
             zombies_done: 0,
             wrong: Vec::new(),
+            impossible: BTreeMap::new(),
         })
     }
 
@@ -313,8 +314,7 @@ impl Stage<'_> {
         &mut self,
         lane: &DaemonLane,
         broker: &BrokerLane,
-        kills: usize,
-        zombies: usize,
+        injected: Vec<Injected>,
     ) -> Result<Outcome, String> {
         self.journal.say("counting");
         let committed = self.kafka.committed(GROUP, &self.inputs()).unwrap_or_default();
@@ -354,15 +354,33 @@ impl Stage<'_> {
             least,
             verify: verify.as_ref().map(|(_, said)| said.clone()),
             proxies: json!(self.proxy.injected()),
-            kills,
-            zombies,
-            broker_kills: broker.kills_done,
+            injected,
             wrong,
             durations: self.durations.clone(),
             verdicts: Vec::new(),
         };
-        outcome.verdicts = verdicts::of(&outcome, self.options, verify.map(|(code, _)| code));
+        outcome.verdicts = verdicts::of(&outcome, verify.map(|(code, _)| code));
         Ok(outcome)
+    }
+
+    /// How many of the faults there were.
+    fn injected(&self, lane: &DaemonLane, broker: &BrokerLane) -> Vec<Injected> {
+        let asked = self.options;
+        let of = |name, what, done, asked| Injected {
+            name,
+            done,
+            asked,
+            impossible: lane.impossible.get(what).cloned(),
+        };
+        let seen = |what| self.journal.count(what);
+        vec![
+            of("kills", "kill", lane.kills_done, asked.kills),
+            of("zombies", "zombie", lane.zombies_done, asked.zombies),
+            of("broker kills", "broker-kill", broker.kills_done, asked.broker_kills),
+            of("power cuts", "power-cut", seen("power-cut"), asked.power_cuts),
+            of("full disks", "full-disk", seen("full-disk"), asked.full_disks),
+            of("I/O errors", "io-error", seen("poisoned"), asked.io_errors),
+        ]
     }
 
     /// Exit code and answer of `onced verify`. It asks the brokers directly.

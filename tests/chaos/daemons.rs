@@ -12,16 +12,28 @@ use std::process::{Child, Command, ExitStatus, Stdio};
 use std::time::{Duration, Instant};
 
 use crate::cluster::own_group;
+use crate::disk::{Attached, Inject, LoopDisk};
 use crate::process;
 
 /// Three that always run, and one that comes and goes.
 pub const DAEMONS: usize = 3;
 
+/// Of the file system under a daemon's log. The image is sparse.
+const DISK_BYTES: u64 = 1024 * 1024 * 1024;
+/// What a full disk has left: less than any write of the log.
+const LEFT_BYTES: u64 = 256 * 1024;
+/// The log is synced at least so often; a call that is to fail is met by then.
+const FAULTY_FOR: Duration = Duration::from_secs(20);
+
 pub struct Daemon {
     pub name: String,
     home: PathBuf,
-    /// Where its log is; another folder where its disk is to misbehave.
+    /// Where its log is: the root of its disk, where it has one.
     data: PathBuf,
+    /// A file system of its own, or why it has none.
+    disk: Result<LoopDisk, String>,
+    /// Its disk is full, and has room again at this time.
+    pub full_until: Option<Instant>,
     onced: PathBuf,
     bug: Option<String>,
     pub admin: u16,
@@ -45,6 +57,8 @@ pub struct Running {
     pub frozen_until: Option<Instant>,
     /// Killed at this time if it has not ended by itself.
     pub end_by: Option<Instant>,
+    /// Its next sync fails.
+    faulty: Option<Attached>,
 }
 
 /// How a process ended.
@@ -53,6 +67,8 @@ pub enum Ended {
     AsAsked,
     /// It was asked to end and was killed when it did not in time.
     TooSlow,
+    /// A call of its log failed, and it did not go on.
+    Poisoned,
     Wrong(String),
 }
 
@@ -68,12 +84,15 @@ impl Daemon {
         let home = home.join(&name);
         fs::create_dir_all(&home)?;
         let data = home.join("data");
+        let disk = LoopDisk::create(&data, DISK_BYTES);
         let admin = process::free_port();
         fs::write(home.join("onced.toml"), config(admin, &data))?;
         Ok(Self {
             name,
             home,
             data,
+            disk,
+            full_until: None,
             onced: onced.to_owned(),
             bug,
             admin,
@@ -117,6 +136,7 @@ impl Daemon {
             armed,
             frozen_until: None,
             end_by: None,
+            faulty: None,
         });
         Ok(())
     }
@@ -157,8 +177,79 @@ impl Daemon {
     /// Deletes its log. It must not run.
     pub fn wipe(&self) {
         assert!(matches!(self.state, State::Down(_)), "the log of a process that runs");
-        // There is none where it never ran.
-        let _ = fs::remove_dir_all(&self.data);
+        // There is nothing where it never ran. Its disk stays mounted.
+        for entry in fs::read_dir(&self.data).into_iter().flatten().flatten() {
+            let path = entry.path();
+            if entry.file_name() != "lost+found" {
+                let _ = fs::remove_dir_all(&path).or_else(|_| fs::remove_file(&path));
+            }
+        }
+    }
+
+    /// Its power goes: what was not synced is gone with it.
+    ///
+    /// # Errors
+    ///
+    /// Says why it cannot be done here.
+    pub fn cut_power(&mut self, next_start: Option<Instant>) -> Result<(), String> {
+        self.disk()?.shut_down()?;
+        self.kill(None);
+        // Without its disk it would begin with an empty log: it stays down.
+        self.disk()?.restore().expect("the disk of a daemon that has ended can be mounted again");
+        self.state = State::Down(next_start);
+        Ok(())
+    }
+
+    /// Its disk has no room for so long.
+    ///
+    /// # Errors
+    ///
+    /// As [`Daemon::cut_power`].
+    pub fn fill_disk(&mut self, lasts: Duration) -> Result<(), String> {
+        self.disk()?.fill(LEFT_BYTES).map_err(|error| format!("fill: {error}"))?;
+        self.full_until = Some(Instant::now() + lasts);
+        Ok(())
+    }
+
+    /// Nothing is wrong with its disk now.
+    pub fn disk_is_well(&self) -> bool {
+        self.full_until.is_none() && self.running().is_none_or(|one| one.faulty.is_none())
+    }
+
+    /// Its disk has room again.
+    pub fn free_disk(&mut self) {
+        self.full_until = None;
+        if let Ok(disk) = &self.disk {
+            // The ballast is gone where the directory was wiped.
+            let _ = disk.free();
+        }
+    }
+
+    /// Its next sync fails with an I/O error.
+    ///
+    /// # Errors
+    ///
+    /// As [`Daemon::cut_power`].
+    pub fn fail_a_sync(&mut self) -> Result<(), String> {
+        Inject::available()?;
+        let log = self.home.join("strace");
+        let State::Running(running) = &mut self.state else { return Ok(()) };
+        let fault = Inject { calls: "fsync,fdatasync", fault: "error=EIO", when: "1" };
+        running.faulty = Some(fault.attach(running.child.id(), &[], &log)?);
+        Ok(())
+    }
+
+    /// Lets go where no call of the log failed in time.
+    pub fn give_up_on_failing(&mut self) {
+        if let State::Running(running) = &mut self.state
+            && running.faulty.as_ref().is_some_and(|one| one.since().elapsed() > FAULTY_FOR)
+        {
+            running.faulty = None;
+        }
+    }
+
+    fn disk(&self) -> Result<&LoopDisk, String> {
+        self.disk.as_ref().map_err(Clone::clone)
     }
 
     /// How it ended, if it has since the last look.
@@ -173,13 +264,16 @@ impl Daemon {
             _ => return None,
         };
         let armed = running.armed.take();
+        let failed = running.faulty.take().is_some_and(|faulty| faulty.injected() > 0);
         self.state = State::Down(next_start);
-        Some(self.judge(status, armed))
+        Some(self.judge(status, armed, failed))
     }
 
-    fn judge(&self, status: ExitStatus, armed: Option<String>) -> Ended {
+    fn judge(&self, status: ExitStatus, armed: Option<String>, failed: bool) -> Ended {
         match (status.code(), status.signal(), armed) {
             (Some(0), _, _) if self.asked_to_end => Ended::AsAsked,
+            // The log cannot be trusted.
+            (Some(4), _, _) if failed => Ended::Poisoned,
             (_, Some(libc::SIGKILL), Some(point)) => Ended::AtPoint(point),
             _ => Ended::Wrong(format!("{status}: {}", self.last_words())),
         }

@@ -224,7 +224,7 @@ impl Inject<'_> {
         }
         let child = strace.stdin(Stdio::null()).stdout(Stdio::null()).stderr(stderr).spawn();
         let child = child.map_err(|error| format!("strace: {error}"))?;
-        let mut attached = Attached { child, log: log.to_owned() };
+        let mut attached = Attached { child, log: log.to_owned(), since: Instant::now() };
         let begun = Instant::now();
         loop {
             let said = fs::read_to_string(&words).unwrap_or_default();
@@ -245,9 +245,15 @@ impl Inject<'_> {
 pub struct Attached {
     child: Child,
     log: PathBuf,
+    since: Instant,
 }
 
 impl Attached {
+    /// When it was told to.
+    pub fn since(&self) -> Instant {
+        self.since
+    }
+
     /// How many calls went wrong so far.
     pub fn injected(&self) -> usize {
         let text = fs::read(&self.log).unwrap_or_default();
@@ -259,6 +265,9 @@ impl Attached {
 
 impl Drop for Attached {
     fn drop(&mut self) {
+        if self.child.try_wait().is_ok_and(|status| status.is_some()) {
+            return;
+        }
         let pid = libc::pid_t::try_from(self.child.id()).expect("process ids are small");
         // Not SIGKILL: strace has to let go of every thread, or a call may stay half done.
         // SAFETY: kill only takes numbers, and the child has not been waited for.

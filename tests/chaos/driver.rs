@@ -7,6 +7,7 @@
 //! campaign   the order of it all
 //! cluster    the brokers            kafka    what is asked of them
 //! daemons    onced, as processes    effects  the service that one route calls
+//! disk       under each daemon's log
 //! traffic    the records            faults   the schedule, and its three lanes
 //! proxy      between daemons and brokers
 //! journal    what was done, and when
@@ -21,6 +22,7 @@
 mod campaign;
 mod cluster;
 mod daemons;
+mod disk;
 mod effects;
 mod faults;
 mod journal;
@@ -58,6 +60,7 @@ fn main() {
         }
         return;
     }
+    own_mounts();
     catch_signals();
     match campaign::run(&options) {
         Ok(outcome) => {
@@ -70,6 +73,18 @@ fn main() {
         Err(reason) => {
             eprintln!("chaos: {reason}");
             exit(if INTERRUPTED.load(Ordering::SeqCst) { 130 } else { 1 });
+        }
+    }
+}
+
+/// From here on, mounts are those of this process and its children alone: they go with the last of
+/// them, however it ends. Where that is not allowed, mounting is not either.
+fn own_mounts() {
+    let (none, root) = (c"none".as_ptr(), c"/".as_ptr());
+    // SAFETY: no other thread runs yet, and the texts end in a zero and live through the call.
+    unsafe {
+        if libc::unshare(libc::CLONE_NEWNS) == 0 {
+            libc::mount(none, root, none, libc::MS_REC | libc::MS_PRIVATE, std::ptr::null());
         }
     }
 }

@@ -4,7 +4,8 @@
 //! Never: judges what came of it.
 //!
 //! ```text
-//! daemon lane    SIGKILL, crash points, SIGSTOP, SIGTERM, joins, wiped directories, offsets reset
+//! daemon lane    SIGKILL, crash points, SIGSTOP, SIGTERM, joins, wiped directories, offsets reset,
+//!                power cuts, full disks, failing syncs
 //! broker lane    SIGKILL of leaders and coordinators, rolling restarts; one at a time
 //! network lane   what the proxies before the brokers do
 //! ```
@@ -36,6 +37,12 @@ pub enum Fault {
     Join,
     /// SIGKILL, the directory is deleted, then a start.
     Wipe,
+    /// SIGKILL, and what its disk had not synced is gone.
+    PowerCut,
+    /// No room on its disk for a while.
+    FullDisk,
+    /// A sync of its log fails.
+    IoError,
     /// Everybody stops, the group's offsets are set to the start, everybody starts.
     Reset,
     BrokerKill(Victim),
@@ -44,6 +51,12 @@ pub enum Fault {
     /// All connections of the daemons.
     Cut,
     Delay(Delay),
+}
+
+impl Fault {
+    pub fn is_of_the_disk(self) -> bool {
+        matches!(self, Self::PowerCut | Self::FullDisk | Self::IoError)
+    }
 }
 
 /// Which broker is killed.
@@ -96,6 +109,9 @@ impl Plan {
         spread(&mut daemon, &mut random, lasts, options.joins, |_| Fault::Join);
         spread(&mut daemon, &mut random, lasts, options.wipes, |_| Fault::Wipe);
         spread(&mut daemon, &mut random, lasts, options.resets, |_| Fault::Reset);
+        spread(&mut daemon, &mut random, lasts, options.power_cuts, |_| Fault::PowerCut);
+        spread(&mut daemon, &mut random, lasts, options.full_disks, |_| Fault::FullDisk);
+        spread(&mut daemon, &mut random, lasts, options.io_errors, |_| Fault::IoError);
         let mut broker = Vec::new();
         spread(&mut broker, &mut random, lasts, options.broker_kills, |number| {
             Fault::BrokerKill(match number % 5 {

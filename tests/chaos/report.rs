@@ -3,7 +3,7 @@
 //! Owns: the verdicts' wording, the Markdown and the JSON.
 //! Never: decides a verdict.
 
-use std::fmt::Write as _;
+use std::fmt::{self, Write as _};
 use std::fs;
 use std::io;
 use std::path::Path;
@@ -29,6 +29,25 @@ pub struct Verdict {
     pub detail: String,
 }
 
+/// How often a fault was asked for, and injected.
+pub struct Injected {
+    pub name: &'static str,
+    pub done: usize,
+    pub asked: usize,
+    /// Why it cannot be injected here.
+    pub impossible: Option<String>,
+}
+
+impl fmt::Display for Injected {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { name, done, asked, impossible } = self;
+        match impossible {
+            None => write!(f, "{done} of {asked} {name}"),
+            Some(why) => write!(f, "{done} of {asked} {name}, not possible here ({why})"),
+        }
+    }
+}
+
 /// What was sent to one route.
 pub struct Records {
     pub route: &'static str,
@@ -46,9 +65,7 @@ pub struct Outcome {
     pub least: Option<least::Count>,
     pub verify: Option<Value>,
     pub proxies: Value,
-    pub kills: usize,
-    pub zombies: usize,
-    pub broker_kills: usize,
+    pub injected: Vec<Injected>,
     pub wrong: Vec<String>,
     pub durations: Vec<(&'static str, Duration)>,
     pub verdicts: Vec<Verdict>,
@@ -111,9 +128,10 @@ impl Outcome {
 
     fn write_faults(&self, text: &mut String, journal: &Journal) {
         section(text, "Faults", ["fault", "number", ""]);
-        line(text, &format!("| daemon kills, crash points included | {} | |", self.kills));
-        line(text, &format!("| zombies | {} | |", self.zombies));
-        line(text, &format!("| broker kills | {} | |", self.broker_kills));
+        for Injected { name, done, impossible, .. } in &self.injected {
+            let why = impossible.as_deref().unwrap_or_default();
+            line(text, &format!("| {name} | {done} | {why} |"));
+        }
         for (what, count) in counts(journal) {
             line(text, &format!("| {what} | {count} | event |"));
         }
@@ -197,9 +215,7 @@ impl Outcome {
             "once": self.once.as_ref().map(once::Count::json),
             "least": self.least.as_ref().map(least::Count::json),
             "verify": self.verify,
-            "kills": self.kills,
-            "zombies": self.zombies,
-            "broker_kills": self.broker_kills,
+            "injected": map(self.injected.iter().map(|fault| (fault.name.replace(' ', "_").to_lowercase(), fault.done.into())).collect()),
             "proxies": self.proxies,
             "wrong": self.wrong,
             "events": map(counts(journal).into_iter().map(|(what, n)| (what.to_owned(), n.into())).collect()),

@@ -44,6 +44,11 @@ pub unsafe fn described_topic(
             let leader = native::rd_kafka_TopicPartitionInfo_leader(*partition);
             !leader.is_null() && native::rd_kafka_Node_id(leader) >= 0
         };
+        let replicas = |partition: &*const native::rd_kafka_TopicPartitionInfo_t| {
+            let mut count = 0;
+            native::rd_kafka_TopicPartitionInfo_replicas(*partition, &raw mut count);
+            count
+        };
         let leaderless = partitions.iter().filter(|partition| !led(partition));
         let allowed =
             native::rd_kafka_TopicDescription_authorized_operations(topic, &raw mut allowed_count);
@@ -52,6 +57,7 @@ pub unsafe fn described_topic(
             leaderless: leaderless
                 .map(|partition| native::rd_kafka_TopicPartitionInfo_partition(*partition))
                 .collect(),
+            fewest_replicas: partitions.iter().map(replicas).min().unwrap_or_default(),
             allowed: operations(slice(allowed, allowed_count)),
         })
     }

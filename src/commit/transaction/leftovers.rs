@@ -8,10 +8,11 @@
 //!
 //! So after a start, and after every transaction that did not commit, nothing begins before all
 //! that was written until then has ended: before the stable end of every output partition has
-//! passed the end that it had.
+//! passed the end that it had, and the group's offsets are told again.
 //!
 //! Owns: that question, and who is told while the answer is no. Never: writes.
 
+use std::collections::BTreeMap;
 use std::fmt;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -22,6 +23,7 @@ use rdkafka::error::{KafkaError, RDKafkaErrorCode};
 use crate::config::Config;
 use crate::readiness::Readiness;
 use crate::record::{Offset, Partition};
+use crate::source::companion::Companion;
 use crate::source::lookup::Lookup;
 
 /// Between two looks: at first, and at last.
@@ -37,7 +39,33 @@ pub struct Leftovers {
     pub config: Arc<Config>,
     /// All topics that transactions write to.
     pub topics: Arc<[Arc<str>]>,
+    /// All whose offsets they move.
+    pub inputs: Arc<[Arc<str>]>,
+    pub companion: Arc<Companion>,
     pub readiness: Readiness,
+}
+
+/// What may be open still.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub(super) enum Doubt {
+    /// Nothing: the last transaction committed.
+    #[default]
+    No,
+    /// What this producer wrote, and that it moved the offsets of these.
+    Moved(Vec<Partition>),
+    /// Whatever an earlier process did.
+    All,
+}
+
+impl Doubt {
+    /// A transaction that moved these did not commit, or not for sure.
+    pub(super) fn add(&mut self, moved: impl Iterator<Item = Partition>) {
+        match self {
+            Self::All => {}
+            Self::No => *self = Self::Moved(moved.collect()),
+            Self::Moved(before) => before.extend(moved),
+        }
+    }
 }
 
 /// Something in a partition that is neither committed nor aborted.
@@ -56,18 +84,20 @@ impl fmt::Display for Open {
 }
 
 impl Leftovers {
-    /// Returns when everything has ended, or onced is stopping. True: it has ended.
-    pub(super) fn wait(&self, stopped: &AtomicBool) -> bool {
+    /// Returns when everything in doubt has ended, or onced is stopping. True: it has ended.
+    pub(super) fn wait(&self, doubt: &Doubt, stopped: &AtomicBool) -> bool {
         let started = Instant::now();
         let (mut pause, last_pause) = PAUSES;
         let mut next_word = started + SILENCE;
         let mut latch = None;
-        let mut look = Look::new(self);
+        let mut look = Look { leftovers: self, doubt, lookup: None, ends: None };
         while !stopped.load(Ordering::SeqCst) {
             let reason = match look.open() {
                 Ok(None) => return true,
                 Ok(Some(open)) => open.to_string(),
-                Err(error) => format!("the ends of the output topics are not known: {error}"),
+                Err(error) => format!(
+                    "no broker tells whether earlier transactions have ended, or one that moved the group's offsets has not: {error}"
+                ),
             };
             tracing::debug!(reason, "Earlier transactions have not ended.");
             let now = Instant::now();
@@ -76,7 +106,7 @@ impl Leftovers {
                 tracing::error!(
                     reason,
                     waited = ?now - started,
-                    "Nothing is passed on before earlier transactions have ended. Where this lasts, find and end them with kafka-transactions.sh (find-hanging, describe-producers, abort)."
+                    "Nothing is passed on before earlier transactions have ended. Where this lasts, Kafka has lost the end of one: the README says how to find out whether it was committed, and how to end it with kafka-transactions.sh."
                 );
                 latch.get_or_insert_with(|| self.readiness.latch("")).set(reason);
             }
@@ -90,39 +120,59 @@ impl Leftovers {
 /// One wait.
 struct Look<'a> {
     leftovers: &'a Leftovers,
-    /// Made with the first question.
+    doubt: &'a Doubt,
+    /// Made anew after an error: a handle may go on asking a broker that is gone.
     lookup: Option<Lookup>,
-    /// The ends to be passed. Asked once: what others write later is none of ours.
-    ends: Option<Vec<(Partition, Offset)>>,
+    /// The ends to be passed. Noted once: what others write later is none of ours.
+    ends: Option<BTreeMap<Partition, Offset>>,
 }
 
-impl<'a> Look<'a> {
-    fn new(leftovers: &'a Leftovers) -> Self {
-        Self { leftovers, lookup: None, ends: None }
-    }
-
+impl Look<'_> {
     /// The first that is open. `None`: all has ended.
     fn open(&mut self) -> Result<Option<Open>, KafkaError> {
         let lookup = match self.lookup.take() {
             Some(lookup) => lookup,
             None => Lookup::new(&self.leftovers.config.kafka)?,
         };
-        let lookup = self.lookup.insert(lookup);
         lookup.listen();
-        if self.ends.is_none() {
-            let partitions = partitions(lookup, &self.leftovers.topics)?;
-            let ends = lookup.all_ends(&partitions)?;
-            self.ends = Some(partitions.into_iter().zip(ends).collect());
-        }
-        let ends = self.ends.get_or_insert_default();
-        let partitions: Vec<_> = ends.iter().map(|(partition, _)| partition.clone()).collect();
+        let open = self.open_in(&lookup)?;
+        self.lookup = Some(lookup);
+        Ok(open)
+    }
+
+    fn open_in(&mut self, lookup: &Lookup) -> Result<Option<Open>, KafkaError> {
+        let partitions = partitions_of(lookup, &self.leftovers.topics)?;
+        let ends = lookup.all_ends(&partitions)?;
         let stable = lookup.all_stable_ends(&partitions)?;
-        Ok(first_open(ends, &stable))
+        let told = partitions.into_iter().zip(ends);
+        let noted = self.ends.get_or_insert_with(|| told.clone().collect());
+        let marks = told.zip(stable).filter_map(|((partition, end), stable)| {
+            // A partition that came later has nothing of ours, and a topic that was made anew, or
+            // was shortened, has nothing of what was noted.
+            let until = end.min(*noted.get(&partition)?);
+            Some(Mark { partition, until, stable })
+        });
+        if let Some(open) = marks.filter_map(Mark::open).next() {
+            return Ok(Some(open));
+        }
+        let moved = match self.doubt {
+            Doubt::No => Vec::new(),
+            Doubt::Moved(partitions) => partitions.clone(),
+            Doubt::All => partitions_of(lookup, &self.leftovers.inputs)?,
+        };
+        // Offsets that a transaction moved are told when it has ended, and not before. One by one:
+        // of many, some other instance is always about to move one.
+        for partition in &moved {
+            let partition = std::slice::from_ref(partition);
+            lookup.committed(partition)?;
+            self.leftovers.companion.committed(partition)?;
+        }
+        Ok(None)
     }
 }
 
 /// Those of the topics that exist.
-fn partitions(lookup: &Lookup, topics: &[Arc<str>]) -> Result<Vec<Partition>, KafkaError> {
+fn partitions_of(lookup: &Lookup, topics: &[Arc<str>]) -> Result<Vec<Partition>, KafkaError> {
     let mut partitions = Vec::new();
     for topic in topics {
         let count = match lookup.partition_count(topic) {
@@ -134,30 +184,48 @@ fn partitions(lookup: &Lookup, topics: &[Arc<str>]) -> Result<Vec<Partition>, Ka
     Ok(partitions)
 }
 
-fn first_open(ends: &[(Partition, Offset)], stable: &[Offset]) -> Option<Open> {
-    let mut both = ends.iter().zip(stable);
-    let ((partition, _), stable) = both.find(|((_, end), stable)| *stable < end)?;
-    Some(Open { partition: partition.clone(), from: *stable })
+/// A partition at one look.
+struct Mark {
+    partition: Partition,
+    /// What is to be passed.
+    until: Offset,
+    /// Everything before has ended.
+    stable: Offset,
+}
+
+impl Mark {
+    fn open(self) -> Option<Open> {
+        let Self { partition, until, stable } = self;
+        (stable < until).then_some(Open { partition, from: stable })
+    }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
 
-    fn partition(index: i32) -> Partition {
-        Partition { topic: "out".into(), index }
-    }
-
     #[test]
     fn what_is_open_is_named_with_its_first_offset() {
-        let ends = [(partition(0), Offset(5)), (partition(1), Offset(9))];
-        assert_eq!(first_open(&ends, &[Offset(5), Offset(10)]), None);
-        let open = first_open(&ends, &[Offset(5), Offset(8)]).expect("partition 1 is open");
+        let at = |until, stable| Mark {
+            partition: Partition::new("out", 1),
+            until: Offset(until),
+            stable: Offset(stable),
+        };
+        assert_eq!(at(9, 9).open(), None);
+        assert_eq!(at(9, 10).open(), None);
+        let open = at(9, 8).open().expect("8 is below 9");
         assert_eq!(open.to_string(), "a transaction in out/1 is open since offset 8");
     }
 
     #[test]
-    fn topics_without_partitions_hold_nothing() {
-        assert_eq!(first_open(&[], &[]), None);
+    fn doubt_grows_until_it_is_about_everything() {
+        let partition = |index| Partition::new("in", index);
+        let mut doubt = Doubt::No;
+        doubt.add([partition(1)].into_iter());
+        doubt.add([partition(2)].into_iter());
+        assert_eq!(doubt, Doubt::Moved(vec![partition(1), partition(2)]));
+        doubt = Doubt::All;
+        doubt.add([partition(1)].into_iter());
+        assert_eq!(doubt, Doubt::All);
     }
 }

@@ -24,7 +24,7 @@ use rdkafka::TopicPartitionList;
 use rdkafka::error::{KafkaError, RDKafkaErrorCode};
 
 use super::client::{Class, Client, Message, Refused};
-use super::leftovers::Leftovers;
+use super::leftovers::{Doubt, Leftovers};
 use super::phase::{Phase, Progress};
 use super::{Ended, Job, Output, Transactions};
 use crate::clock;
@@ -83,7 +83,7 @@ impl Transactor {
     pub fn start(settings: Settings, ended: Arc<OnEnded>) -> Result<Self, KafkaError> {
         // Tells at the start what is wrong with the properties.
         drop(Client::new(&settings.client)?);
-        let (jobs, stopped) = spawn(&settings, &ended);
+        let (jobs, stopped) = spawn(&settings, &ended, None);
         Ok(Self { settings, ended, jobs, stopped, number: 0 })
     }
 }
@@ -95,24 +95,25 @@ impl Transactions for Transactor {
         let _ = self.jobs.send(job);
     }
 
-    fn watch(&mut self) -> Option<(u64, Ended)> {
+    fn watch(&mut self) {
         let (phase, lasted) = self.settings.progress.get();
         // librdkafka gives up by itself after the transaction's timeout, and twice that to register.
         let patience = self.settings.timeout * 3 + Duration::from_secs(30);
         if phase.waits_for_the_broker() || lasted < patience {
-            return None;
+            return;
         }
         tracing::error!(
             phase = phase.name(),
             ?lasted,
             "A call of a transaction does not end; its producer is given up."
         );
-        // The old thread may come back: its producer is fenced by the new one, its answer is stale.
+        // The old thread may come back: its producer is fenced by the new one, and it is heard no
+        // more. Until then it could still commit, so the new one answers for it, once it registered.
         self.stopped.store(true, Ordering::SeqCst);
-        self.settings.progress = Progress::default();
-        (self.jobs, self.stopped) = spawn(&self.settings, &self.ended);
+        self.settings.progress = self.settings.progress.successor();
         let reason = format!("{} took longer than {patience:?}", phase.name());
-        Some((self.number, Ended::Unknown { reason }))
+        let owed = Some((self.number, Ended::Unknown { reason }));
+        (self.jobs, self.stopped) = spawn(&self.settings, &self.ended, owed);
     }
 }
 
@@ -122,7 +123,12 @@ impl Drop for Transactor {
     }
 }
 
-fn spawn(settings: &Settings, ended: &Arc<OnEnded>) -> (Sender<Job>, Arc<AtomicBool>) {
+/// `owed`: what is answered when the thread has registered its producer.
+fn spawn(
+    settings: &Settings,
+    ended: &Arc<OnEnded>,
+    owed: Option<(u64, Ended)>,
+) -> (Sender<Job>, Arc<AtomicBool>) {
     let (sender, jobs) = channel();
     let stopped = Arc::<AtomicBool>::default();
     let thread = Thread {
@@ -132,14 +138,14 @@ fn spawn(settings: &Settings, ended: &Arc<OnEnded>) -> (Sender<Job>, Arc<AtomicB
         stopped: Arc::clone(&stopped),
         client: None,
         registered: Instant::now(),
-        doubtful: true,
+        doubt: Doubt::All,
         fenced: 0,
         failures: 0,
         commit_took: Duration::ZERO,
         text: String::new(),
     };
     let spawned =
-        std::thread::Builder::new().name("transactor".to_owned()).spawn(move || thread.run());
+        std::thread::Builder::new().name("transactor".to_owned()).spawn(move || thread.run(owed));
     drop(spawned.expect("the system can start a thread"));
     (sender, stopped)
 }
@@ -152,9 +158,8 @@ struct Thread {
     /// Registered, and with no transaction open.
     client: Option<Client>,
     registered: Instant,
-    /// The last transaction did not commit, or is that of another process: what it wrote may be
-    /// open still.
-    doubtful: bool,
+    /// What has to have ended before the next transaction.
+    doubt: Doubt,
     /// How often in a row, of all fences, a producer was fenced soon after it registered.
     fenced: u32,
     /// Transactions in a row that did not commit.
@@ -186,10 +191,18 @@ impl Stop {
 }
 
 impl Thread {
-    fn run(mut self) {
+    fn run(mut self, owed: Option<(u64, Ended)>) {
         // Registering takes a moment, and aborts what an earlier process left open.
         self.register();
+        if let Some((number, ended)) = owed
+            && self.client.is_some()
+        {
+            (self.ended)(number, ended);
+        }
         while let Ok(job) = self.jobs.recv() {
+            if self.stopped.load(Ordering::SeqCst) {
+                return;
+            }
             let number = job.number;
             let ended = self.transact(&job);
             if self.stopped.load(Ordering::SeqCst) {
@@ -216,7 +229,12 @@ impl Thread {
         let ended = match result {
             Ok(()) => {
                 self.failures = 0;
-                let late = self.commit_took > SLOW || client.troubles() != troubles;
+                let troubled = client.troubles() != troubles;
+                // With a broker that died, the marker of this commit may be left out.
+                if troubled {
+                    self.doubt.add(job.moved());
+                }
+                let late = self.commit_took > SLOW || troubled;
                 if !late || fault::bug(Bug::NoRecycle) {
                     self.client = Some(client);
                 }
@@ -230,7 +248,7 @@ impl Thread {
             },
         };
         self.failures = self.failures.saturating_add(1);
-        self.doubtful = true;
+        self.doubt.add(job.moved());
         if fault::bug(Bug::NoRecycle) && matches!(ended, Ended::Aborted { .. }) {
             self.client = Some(client);
         }
@@ -477,11 +495,15 @@ impl Thread {
             match Client::new(&self.settings.client).map_err(|error| error.to_string()) {
                 Ok(client) => match self.patiently(|| client.init()) {
                     Ok(()) => {
-                        self.registered = Instant::now();
-                        if self.doubtful {
+                        if self.doubt != Doubt::No {
                             self.settings.progress.set(Phase::Settling);
-                            self.doubtful = !self.settings.leftovers.wait(&self.stopped);
+                            if !self.settings.leftovers.wait(&self.doubt, &self.stopped) {
+                                return;
+                            }
+                            self.doubt = Doubt::No;
                         }
+                        // From here on: a wait says nothing of who fences whom.
+                        self.registered = Instant::now();
                         self.client = Some(client);
                         fault::point(Point::ProducerRecycled);
                     }

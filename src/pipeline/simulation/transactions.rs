@@ -455,7 +455,5 @@ impl Transactions for Handed {
         client.stage = Stage::Outputs;
     }
 
-    fn watch(&mut self) -> Option<(u64, Ended)> {
-        None
-    }
+    fn watch(&mut self) {}
 }

@@ -73,9 +73,7 @@ impl Worker {
     /// Seals what is due, and goes on with what waited for room.
     pub(super) fn transact(&mut self) {
         let Some(transactions) = &mut self.transactions else { return };
-        if let Some((number, ended)) = transactions.watch() {
-            self.transaction_ended(number, ended);
-        }
+        transactions.watch();
         self.notice_trouble();
         loop {
             let sealed = self.seal_if_due();

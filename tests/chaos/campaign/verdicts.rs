@@ -1,12 +1,11 @@
 //! What must hold, and whether it did.
 
 use crate::ledger::Findings;
-use crate::options::Options;
-use crate::report::{Holds, Outcome, Records, Verdict};
+use crate::report::{Holds, Injected, Outcome, Records, Verdict};
 
 /// `verify` is the exit code of `onced verify`, where it was run.
-pub fn of(outcome: &Outcome, options: &Options, verify: Option<Option<i32>>) -> Vec<Verdict> {
-    let mut verdicts = vec![acknowledged(outcome), injected(outcome, options)];
+pub fn of(outcome: &Outcome, verify: Option<Option<i32>>) -> Vec<Verdict> {
+    let mut verdicts = vec![acknowledged(outcome), injected(outcome)];
     if let Some(once) = &outcome.once {
         let seen = format!(
             "{} messages, {} outputs, {} of {} letters",
@@ -66,22 +65,14 @@ fn acknowledged(outcome: &Outcome) -> Verdict {
     }
 }
 
-fn injected(outcome: &Outcome, options: &Options) -> Verdict {
-    let enough = outcome.kills >= options.kills
-        && outcome.zombies >= options.zombies
-        && outcome.broker_kills >= options.broker_kills;
+fn injected(outcome: &Outcome) -> Verdict {
+    let impossible = |fault: &Injected| fault.done == 0 && fault.impossible.is_some();
+    let enough = |fault: &Injected| fault.done >= fault.asked || impossible(fault);
+    let told: Vec<_> = outcome.injected.iter().map(Injected::to_string).collect();
     Verdict {
         name: "as many faults as asked for",
-        holds: if enough { Holds::Yes } else { Holds::Unknown },
-        detail: format!(
-            "{} of {} kills, {} of {} zombies, {} of {} broker kills",
-            outcome.kills,
-            options.kills,
-            outcome.zombies,
-            options.zombies,
-            outcome.broker_kills,
-            options.broker_kills
-        ),
+        holds: if outcome.injected.iter().all(enough) { Holds::Yes } else { Holds::Unknown },
+        detail: told.join(", "),
     }
 }
 

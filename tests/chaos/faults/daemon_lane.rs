@@ -1,5 +1,6 @@
 //! Faults of the daemons. One thread owns them all while faults go on.
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::thread;
 use std::time::{Duration, Instant};
@@ -32,6 +33,8 @@ pub struct DaemonLane {
     pub zombies_done: usize,
     /// What daemons did that they must not.
     pub wrong: Vec<String>,
+    /// Faults that cannot be injected here, and why.
+    pub impossible: BTreeMap<&'static str, String>,
 }
 
 impl DaemonLane {
@@ -83,6 +86,7 @@ impl DaemonLane {
     pub fn calm_down(&mut self) {
         for daemon in &mut self.daemons {
             daemon.thaw();
+            daemon.free_disk();
         }
         let guest = &mut self.daemons[DAEMONS];
         if guest.at_work() {
@@ -110,6 +114,7 @@ impl DaemonLane {
     pub fn end_all(&mut self) {
         for daemon in &mut self.daemons {
             daemon.thaw();
+            daemon.free_disk();
             daemon.terminate(Instant::now() + STOP_TIMEOUT);
         }
         while self.daemons.iter().any(|daemon| daemon.running().is_some()) {
@@ -132,6 +137,11 @@ impl DaemonLane {
         }
         for index in 0..self.daemons.len() {
             let daemon = &mut self.daemons[index];
+            daemon.give_up_on_failing();
+            if daemon.full_until.is_some_and(|until| until <= now) {
+                daemon.free_disk();
+                self.journal.note("room again", &daemon.name, "");
+            }
             match &daemon.state {
                 State::Down(Some(at)) if *at <= now => {
                     let armed = self.draw_point();
@@ -166,6 +176,9 @@ impl DaemonLane {
                     self.journal.landed(format!("point {name}"));
                     self.journal.note("crash-point", &daemon.name, point);
                 }
+                Some(Ended::Poisoned) => {
+                    self.journal.note("poisoned", &daemon.name, "a sync failed, exit code 4");
+                }
                 Some(Ended::AsAsked) => self.journal.note("ended", &daemon.name, "exit code 0"),
                 Some(Ended::TooSlow) => {
                     self.wrong.push(format!("{}: did not end within its time", daemon.name));
@@ -192,9 +205,13 @@ impl DaemonLane {
 
     fn possible(&self, planned: &Planned) -> bool {
         match planned.fault {
-            Fault::Kill | Fault::Wipe => self.target(planned, Duration::from_millis(700)).is_some(),
+            Fault::Kill | Fault::Wipe | Fault::PowerCut => {
+                self.target(planned, Duration::from_millis(700)).is_some()
+            }
             // One that has no partition yet is no zombie.
-            Fault::Zombie | Fault::Stop => self.target(planned, Duration::from_secs(3)).is_some(),
+            Fault::Zombie | Fault::Stop | Fault::FullDisk | Fault::IoError => {
+                self.target(planned, Duration::from_secs(3)).is_some()
+            }
             Fault::Join => self.daemons[DAEMONS].running().is_none(),
             _ => true,
         }
@@ -205,7 +222,9 @@ impl DaemonLane {
         let first = usize::try_from(planned.draw % 97).unwrap_or(0);
         (0..DAEMONS).map(|step| (first + step) % DAEMONS).find(|index| {
             let daemon = &self.daemons[*index];
-            daemon.at_work() && daemon.running().is_some_and(|one| one.since.elapsed() > worked)
+            daemon.at_work()
+                && (!planned.fault.is_of_the_disk() || daemon.disk_is_well())
+                && daemon.running().is_some_and(|one| one.since.elapsed() > worked)
         })
     }
 
@@ -251,8 +270,38 @@ impl DaemonLane {
                 let stays = Duration::from_secs(4 + draw % 6);
                 self.guest_leaves = Some((Instant::now() + stays, draw.is_multiple_of(2)));
             }
+            Fault::PowerCut => self.on_disk(planned, "power-cut", |daemon, draw| {
+                let phase = daemon.phase();
+                let back = Instant::now() + Duration::from_millis(50 + draw % 1_500);
+                daemon.cut_power(Some(back)).map(|()| phase)
+            }),
+            Fault::FullDisk => self.on_disk(planned, "full-disk", |daemon, draw| {
+                let lasts = Duration::from_millis(3_000 + draw % 5_000);
+                daemon.fill_disk(lasts).map(|()| format!("for {} ms", lasts.as_millis()))
+            }),
+            Fault::IoError => self.on_disk(planned, "io-error", |daemon, _| {
+                daemon.fail_a_sync().map(|()| "the next sync fails".to_owned())
+            }),
             Fault::Reset => self.reset(draw.is_multiple_of(2)),
             Fault::BrokerKill(_) | Fault::Roll | Fault::Cut | Fault::Delay(_) => {}
+        }
+    }
+
+    /// What cannot be done here is told once.
+    fn on_disk(
+        &mut self,
+        planned: &Planned,
+        what: &'static str,
+        fault: impl FnOnce(&mut Daemon, u64) -> Result<String, String>,
+    ) {
+        let Some(index) = self.target(planned, Duration::ZERO) else { return };
+        let daemon = &mut self.daemons[index];
+        match fault(daemon, planned.draw / 97) {
+            Ok(detail) => self.journal.note(what, &daemon.name, detail),
+            Err(why) => {
+                self.journal.note("impossible", &daemon.name, format!("{what}: {why}"));
+                self.impossible.insert(what, why);
+            }
         }
     }
 
