@@ -9,6 +9,7 @@ use std::process::ExitCode;
 
 use clap::{Args, Parser, Subcommand};
 
+use crate::bench::{self, Bench};
 use crate::check;
 use crate::config::{self, Config, ConfigError};
 use crate::daemon::{self, Consumer, exit};
@@ -83,6 +84,9 @@ enum Command {
     /// have to be stopped. Goes back or stays, never forward. Ends with 5 where the topic is not the
     /// one that was read, with 1 where the group has members.
     Rewind(RewindArgs),
+    /// Measure parts of onced on this machine, without a broker.
+    #[command(subcommand)]
+    Bench(Bench),
 }
 
 /// Where the configuration comes from.
@@ -124,6 +128,7 @@ pub fn main() -> ExitCode {
     match cli.command {
         Command::Run(args) => run(&args),
         Command::Demo(args) => demo::run(&args),
+        Command::Bench(what) => bench::run(&what),
         Command::Rewind(args) => rewind::run(&args),
         Command::Verify(args) => verify::run(&args),
         Command::Check { config, json } => check::run(&config, json),

@@ -86,6 +86,7 @@ pub mod logging;
 pub mod check;
 pub mod verify;
 pub mod demo;
+pub mod bench;
 pub mod rewind;
 pub mod cli;
 pub mod fault;

@@ -372,6 +372,14 @@ impl Store {
         self.property("rocksdb.total-sst-files-size")
     }
 
+    /// Whether something is being flushed or compacted at this moment.
+    #[must_use]
+    pub fn compacting(&self) -> bool {
+        // Not "compaction-pending": here it may stay at 1 with nothing to do.
+        const WORK: [&str; 2] = ["rocksdb.num-running-flushes", "rocksdb.num-running-compactions"];
+        WORK.iter().any(|name| self.property(name) > 0)
+    }
+
     /// Entries that compaction has dropped since the log was opened.
     #[must_use]
     pub fn expired_total(&self) -> u64 {
