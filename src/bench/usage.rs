@@ -39,13 +39,13 @@ impl Usage {
 }
 
 impl Used {
-    /// Microseconds of wall time for each of so many.
+    /// Microseconds of wall time for each of so many; 0 for none.
     #[must_use]
     pub fn wall_us(&self, count: u64) -> f64 {
         us_each(self.wall, count)
     }
 
-    /// Microseconds of processor time for each of so many.
+    /// Microseconds of processor time for each of so many; 0 for none.
     #[must_use]
     pub fn cpu_us(&self, count: u64) -> f64 {
         us_each(self.cpu, count)
@@ -54,7 +54,7 @@ impl Used {
 
 #[expect(clippy::cast_precision_loss, reason = "a figure for people")]
 fn us_each(time: Duration, count: u64) -> f64 {
-    time.as_secs_f64() * 1e6 / count.max(1) as f64
+    if count == 0 { 0.0 } else { time.as_secs_f64() * 1e6 / count as f64 }
 }
 
 fn cpu() -> Duration {
