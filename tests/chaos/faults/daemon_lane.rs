@@ -71,15 +71,27 @@ impl DaemonLane {
                 }
                 self.carry_out(&planned);
             } else if late.is_empty() && waiting.peek().is_none() {
-                if self.kills_done >= kills && self.zombies_done >= zombies {
+                let fault = if self.kills_done < kills {
+                    Fault::Kill
+                } else if self.zombies_done < zombies {
+                    Fault::Zombie
+                } else if self.syncs_failed() < planned_of(Fault::IoError) {
+                    // A daemon may be killed before its next sync.
+                    Fault::IoError
+                } else {
                     break;
-                }
-                let fault = if self.kills_done < kills { Fault::Kill } else { Fault::Zombie };
+                };
                 late.push(Planned { at: begun.elapsed(), fault, draw: self.random.u64(..) });
                 kills_due = kills_due.min(self.kills_done);
             }
             thread::sleep(Duration::from_millis(20));
         }
+    }
+
+    /// All that were asked for, where none can be made to fail.
+    fn syncs_failed(&self) -> usize {
+        let impossible = self.impossible.contains_key("io-error");
+        if impossible { usize::MAX } else { self.journal.count("poisoned") }
     }
 
     /// Everybody runs, nobody is armed, the fourth one is gone.
