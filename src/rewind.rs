@@ -34,8 +34,8 @@ use crate::source::lookup::Lookup;
 
 /// What to rewind, and how far.
 #[derive(Debug, Args)]
-#[command(group = ArgGroup::new("target").args(["to_offset", "to_time", "to_earliest"]))]
-#[command(group = ArgGroup::new("asked").args(["to_offset", "to_time", "to_earliest", "accept_partitions"]).multiple(true).required(true))]
+#[command(group = ArgGroup::new("target").args(["to_offset", "to_time", "to_earliest", "to_committed"]))]
+#[command(group = ArgGroup::new("asked").args(["to_offset", "to_time", "to_earliest", "to_committed", "accept_partitions"]).multiple(true).required(true))]
 pub struct RewindArgs {
     #[command(flatten)]
     config: ConfigArgs,
@@ -57,6 +57,10 @@ pub struct RewindArgs {
     /// Handle all records again that the topic still has.
     #[arg(long)]
     to_earliest: bool,
+    /// Handle all records again from the group's committed offset on, whatever the log counts as
+    /// handled beyond it: for a cluster that lost the end of a transaction.
+    #[arg(long)]
+    to_committed: bool,
     /// Accept that topics have more partitions now; those that were added begin at their first
     /// record. Equal keys may lie in two partitions from now on, and are not compared.
     #[arg(long)]
@@ -80,7 +84,9 @@ impl RewindArgs {
     fn target(&self) -> Option<Target> {
         let offset = self.to_offset.map(|offset| Target::Offset(Offset(offset)));
         let time = self.to_time.map(|time| Target::Time(Timestamp(time)));
-        offset.or(time).or(self.to_earliest.then_some(Target::Earliest))
+        let earliest = self.to_earliest.then_some(Target::Earliest);
+        let committed = self.to_committed.then_some(Target::Committed);
+        offset.or(time).or(earliest).or(committed)
     }
 }
 
@@ -318,6 +324,10 @@ fn print(args: &RewindArgs, planned: &[Planned]) -> io::Result<()> {
             step.position().map_or("stays".to_owned(), |position| position.offset.to_string()),
             step.again(),
         )?;
+    }
+    if args.to_committed {
+        let done = if args.yes { "done" } else { "nothing was changed; with --yes" };
+        return writeln!(out, "{done}: the log counts nothing beyond these offsets as handled");
     }
     let again: i64 = planned.iter().map(|of| of.step.again()).sum();
     let moved = planned.iter().filter(|of| of.step.position().is_some()).count();

@@ -16,6 +16,9 @@ pub enum Target {
     /// The first record of this time or later; where it lies was asked.
     Time(Timestamp),
     Earliest,
+    /// Where the group stands. Its log may be ahead of that, where the broker lost the end of a
+    /// transaction.
+    Committed,
 }
 
 /// What is known of one partition.
@@ -124,7 +127,7 @@ pub fn plan(sight: &Sight, terms: &Terms<'_>, order: &Order) -> Result<Step, Pla
         None => settled,
         Some(target) => start(sight, target, settled)?,
     };
-    if start < settled {
+    if start < settled || order.target == Some(Target::Committed) {
         let mut metadata = carried(sight, terms, settled);
         metadata.stream_time = None;
         metadata.definition = terms.definition;
@@ -148,6 +151,7 @@ fn start(sight: &Sight, target: Target, settled: Offset) -> Result<Offset, PlanE
     let (partition, first) = (sight.partition.clone(), sight.first);
     match target {
         Target::Earliest => Ok(first),
+        Target::Committed => Ok(settled),
         Target::Time(_) => Ok(sight.at_time.map_or(settled, |at| at.min(settled))),
         Target::Offset(asked) if asked > settled => {
             Err(PlanError::Forward { partition, asked, settled })
@@ -247,6 +251,14 @@ mod tests {
         };
         assert_eq!((at(Some(30)), at(Some(100)), at(Some(500)), at(None)), (70, 0, 0, 0));
         assert_eq!(plan_to(&sight(100), Target::Earliest).unwrap().again(), 90);
+    }
+
+    #[test]
+    fn where_the_log_may_be_ahead_a_generation_begins_at_the_same_offset() {
+        let step = plan_to(&sight(100), Target::Committed).unwrap();
+        assert_eq!((step.again(), step.position().unwrap().offset), (0, Offset(100)));
+        let rewinds = metadata_of(&step).acts.rewinds;
+        assert_eq!(rewinds, [Rewind { generation: 1_000, start: Offset(100) }]);
     }
 
     #[test]

@@ -101,7 +101,7 @@ fn key(output: &OwnedRecord) -> String {
 }
 
 /// The partition and the offset that an output says it comes from.
-fn source(output: &OwnedRecord) -> (String, i64) {
+pub fn source(output: &OwnedRecord) -> (String, i64) {
     let source = output.header("onced-source").expect("an output says where it comes from");
     let (partition, offset) = source.rsplit_once('/').expect("topic/partition/offset");
     (partition.to_owned(), offset.parse().expect("a number"))

@@ -95,6 +95,45 @@ fn a_rewind_runs_again_exactly_what_it_said() {
     assert_eq!(keys_on_stdout(&onced).len(), 140);
 }
 
+/// As after a cluster that lost the end of a transaction.
+#[test]
+fn a_log_that_is_ahead_of_the_group_counts_nothing_beyond_it_after_a_rewind_to_the_group() {
+    let name =
+        "a_log_that_is_ahead_of_the_group_counts_nothing_beyond_it_after_a_rewind_to_the_group";
+    let Some(kafka) = Kafka::shared_or_skip(name) else { return };
+    let (topic, group) = (kafka.topic("ahead").create(), unique("ahead"));
+    let groups = [group.clone(), format!("{group}.onced")];
+    let mut onced = stdout_daemon(&group, &topic).prepare();
+    kafka.produce(&topic, numbered(0..60));
+    start_and_settle(&mut onced, &[("fresh", 60)]);
+    wait_caught_up(kafka, &onced, &group, &topic);
+    stop(&mut onced);
+    let before = groups.each_ref().map(|group| kafka.committed(group, &topic, 0));
+    let set_back = || {
+        for (group, committed) in groups.iter().zip(&before) {
+            let committed = committed.as_ref().expect("both have committed");
+            kafka.set_offset(group, &topic, 0, committed.offset, &committed.metadata);
+        }
+    };
+    kafka.produce(&topic, numbered(60..100));
+    start_and_settle(&mut onced, &[("fresh", 40)]);
+    wait_caught_up(kafka, &onced, &group, &topic);
+    stop(&mut onced);
+
+    set_back();
+    start_and_settle(&mut onced, &[("replayed", 40)]);
+    wait_caught_up(kafka, &onced, &group, &topic);
+    stop(&mut onced);
+
+    set_back();
+    rewind(&onced, ["rewind", "--to-committed", "--json"]);
+    let said = rewind(&onced, ["rewind", "--to-committed", "--json", "--yes"]);
+    assert_eq!(said["partitions"][0]["start"], 60);
+    start_and_settle(&mut onced, &[("absorbed", 60), ("fresh", 40)]);
+    wait_caught_up(kafka, &onced, &group, &topic);
+    assert_eq!(keys_on_stdout(&onced).len(), 140);
+}
+
 #[test]
 fn a_rewind_to_a_time_stays_where_nothing_is_that_late() {
     let name = "a_rewind_to_a_time_stays_where_nothing_is_that_late";

@@ -85,6 +85,14 @@ pub struct OwnedRecord {
     pub headers: Vec<Header>,
 }
 
+/// The same record, to be produced once more.
+impl From<OwnedRecord> for Message {
+    fn from(record: OwnedRecord) -> Self {
+        let OwnedRecord { partition, timestamp, key, payload, headers, .. } = record;
+        Self { partition: Some(partition), key, payload, headers, timestamp }
+    }
+}
+
 impl OwnedRecord {
     pub(super) fn copy_of(message: &BorrowedMessage<'_>) -> Self {
         Self {

@@ -40,6 +40,7 @@ pub use message::{Message, OwnedRecord};
 pub use metrics::Metrics;
 pub use offsets::Committed;
 pub use payments::{Payments, payment, payments};
+pub use process::{signal, spawn, wait_exit};
 pub use produce::OpenTransaction;
 pub use topic::TopicBuilder;
 pub use wait::{Observation, wait_until, wait_until_eq};
