@@ -128,7 +128,7 @@ pub enum Start {
 pub struct Log {
     /// Relative to the working directory.
     pub dir: PathBuf,
-    /// Bytes for block cache and memtables together. At least 16 MiB.
+    /// Bytes for all that the log keeps in memory. At least 16 MiB.
     pub memory: u64,
     /// Bounds what a crash has to absorb where there is no write-ahead log.
     pub flush_interval: Duration,

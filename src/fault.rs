@@ -62,6 +62,7 @@ names! {
         BeforeLogWrite = "before-log-write",
         AfterLogWrite = "after-log-write",
         BeforeFlush = "before-flush",
+        BeforeIngest = "before-ingest",
         AfterFlush = "after-flush",
         BeforeCall = "before-call",
         AfterCall = "after-call",

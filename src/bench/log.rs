@@ -249,6 +249,10 @@ impl<'a> Load<'a> {
 
     /// As the daemon's: flushes, and rewrites what has expired.
     fn housekeeping(&mut self) -> Result<(), LogError> {
+        self.store.sift()?;
+        if self.store.filling() {
+            self.store.flush()?;
+        }
         if self.flushed.elapsed() < FLUSH {
             return Ok(());
         }

@@ -53,12 +53,13 @@ pub(super) fn start(parts: Parts) -> Result<Guard, Error> {
     let stop = Arc::new(AtomicBool::new(false));
     let stopped = Arc::clone(&stop);
     let run = move || {
+        parts.store.wake_to_flush(std::thread::current());
         let (started, next_flush) = (Instant::now(), Instant::now());
         let mut housekeeping =
             Housekeeping { parts, low: None, broken: None, expired: 0, started, next_flush };
         while !stopped.load(Ordering::Relaxed) {
-            housekeeping.tick();
-            std::thread::park_timeout(TICK);
+            let more = housekeeping.tick();
+            std::thread::park_timeout(if more { Duration::ZERO } else { TICK });
         }
     };
     let thread = std::thread::Builder::new()
@@ -79,19 +80,18 @@ struct Housekeeping {
 }
 
 impl Housekeeping {
-    fn tick(&mut self) {
+    /// Returns whether there is more to do at once.
+    fn tick(&mut self) -> bool {
         self.watch_disk();
         self.show();
-        if Instant::now() >= self.next_flush {
-            self.next_flush = Instant::now() + self.parts.config.log.flush_interval;
-            if let Err(error) = self.keep_house() {
+        self.keep_house().unwrap_or_else(|error| {
+            if self.broken.is_none() {
                 tracing::error!(%error, "The log's housekeeping failed.");
-                let latch = || {
-                    self.parts.readiness.latch(format!("the log's housekeeping failed: {error}"))
-                };
-                self.broken.get_or_insert_with(latch);
+                let text = format!("the log's housekeeping failed: {error}");
+                self.broken = Some(self.parts.readiness.latch(text));
             }
-        }
+            false
+        })
     }
 
     fn watch_disk(&mut self) {
@@ -128,11 +128,16 @@ impl Housekeeping {
         metrics.ready.set(i64::from(self.parts.readiness.ready().is_ok()));
     }
 
-    fn keep_house(&self) -> Result<(), LogError> {
-        self.mind_shards()?;
-        self.parts.store.flush()?;
-        self.parts.store.compact_expired()?;
-        Ok(())
+    fn keep_house(&mut self) -> Result<bool, LogError> {
+        if Instant::now() >= self.next_flush {
+            self.next_flush = Instant::now() + self.parts.config.log.flush_interval;
+            self.mind_shards()?;
+            self.parts.store.flush()?;
+            self.parts.store.compact_expired()?;
+        } else if self.parts.store.filling() {
+            self.parts.store.flush()?;
+        }
+        self.parts.store.sift()
     }
 
     /// Notes which shards are owned; drops those that were not for a whole window: whatever they

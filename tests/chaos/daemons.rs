@@ -151,9 +151,11 @@ impl Daemon {
         self.state = State::Down(next_start);
     }
 
-    /// Asks it to end. It may take until `by`.
+    /// Asks it to end. It may take until `by`. Asked twice, it would end at once.
     pub fn terminate(&mut self, by: Instant) {
-        if let State::Running(running) = &mut self.state {
+        if let State::Running(running) = &mut self.state
+            && running.end_by.is_none()
+        {
             self.asked_to_end = true;
             running.end_by = Some(by);
             process::signal(running.child.id(), libc::SIGTERM);
@@ -272,6 +274,8 @@ impl Daemon {
     fn judge(&self, status: ExitStatus, armed: Option<String>, failed: bool) -> Ended {
         match (status.code(), status.signal(), armed) {
             (Some(0), _, _) if self.asked_to_end => Ended::AsAsked,
+            // Just started, it did not listen yet.
+            (_, Some(libc::SIGTERM), _) if self.asked_to_end => Ended::AsAsked,
             // The log cannot be trusted.
             (Some(4), _, _) if failed => Ended::Poisoned,
             (_, Some(libc::SIGKILL), Some(point)) => Ended::AtPoint(point),

@@ -57,7 +57,7 @@ fn stuck(stage: &Stage<'_>, onced: &Daemon) -> bool {
 /// Aborts what hangs. Outputs of records that the group has not committed are passed on again;
 /// those of records that it has are written again here.
 pub fn end_what_hangs(stage: &Stage<'_>, onced: &Daemon) {
-    let hung = stage.kafka.abort_what_hangs(&[&stage.output, &stage.dead], &stage.group);
+    let hung = stage.kafka.abort_what_hangs(&[&stage.output, &stage.dead]);
     let mut records = stage.kafka.read_uncommitted(&stage.output);
     records.retain(|record| {
         let of = (&record.topic, record.partition);
@@ -156,7 +156,7 @@ fn a_marker_that_kafka_leaves_out_doubles_nothing() {
         assert!(reason.ends_with("/0 is open since offset 0"), "{reason}");
         assert_eq!(stage.written(), 100, "nothing is passed on");
         // What the message says helps.
-        kafka.abort_what_hangs(&[&stage.output], &stage.group);
+        kafka.abort_what_hangs(&[&stage.output]);
     }
     onced.wait_ready();
     stage.wait_committed();

@@ -13,7 +13,7 @@ use rocksdb::compaction_filter::CompactionFilter;
 use rocksdb::compaction_filter_factory::{CompactionFilterContext, CompactionFilterFactory};
 use rustc_hash::FxHashMap;
 
-use super::ENTRY;
+use super::keys::ENTRY;
 use crate::dedup::entry::Entry;
 use crate::dedup::expiry::{Anchor, Window};
 use crate::dedup::shard::{Owner, Shard};

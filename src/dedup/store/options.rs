@@ -18,18 +18,16 @@ use super::filter::{ExpiryFilterFactory, Horizons, NAME};
 /// 10 bits a key answer "absent" wrongly once in a hundred look-ups.
 const BLOOM_BITS: f64 = 10.0;
 
-/// Options of the log within this many bytes of memory.
-pub(super) fn database(memory: u64, horizons: &Arc<Horizons>) -> Options {
-    let memory = usize::try_from(memory).unwrap_or(usize::MAX);
-    let cache = Cache::new_lru_cache(memory);
-    let mut options = common(&cache);
+/// Options of the log within this many bytes of memory, which the cache holds at most.
+pub(super) fn database(memory: usize, cache: &Cache, horizons: &Arc<Horizons>) -> Options {
+    let mut options = common(cache);
     options.create_if_missing(true);
     options.set_compaction_filter_factory(ExpiryFilterFactory(Arc::clone(horizons)));
     // Memtables are charged to the cache: one budget for both, at most a half for writes.
     options.set_write_buffer_manager(&WriteBufferManager::new_write_buffer_manager_with_cache(
         memory / 2,
         false,
-        cache,
+        cache.clone(),
     ));
     options.set_write_buffer_size(write_buffer_bytes(memory));
     options.set_max_write_buffer_number(4);
@@ -58,7 +56,7 @@ fn common(cache: &Cache) -> Options {
     table.set_pin_l0_filter_and_index_blocks_in_cache(true);
     let mut universal = UniversalCompactOptions::default();
     universal.set_max_merge_width(16);
-    universal.set_min_merge_width(4);
+    universal.set_min_merge_width(8);
     // Entries of a batch come sorted: with the place of the last one as a hint, the next is found
     // in half the comparisons. 5 bytes: the shard and the kind. There is no setter for it.
     let mut options = Options::default()
@@ -66,6 +64,7 @@ fn common(cache: &Cache) -> Options {
         .expect("RocksDB knows this option");
     options.set_block_based_table_factory(&table);
     options.set_compaction_style(DBCompactionStyle::Universal);
+    options.set_level_zero_file_num_compaction_trigger(10);
     options.set_universal_compaction_options(&universal);
     // Misses must end at the filter of the last level too.
     options.set_optimize_filters_for_hits(false);

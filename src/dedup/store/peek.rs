@@ -4,7 +4,9 @@ use std::path::Path;
 
 use rocksdb::{DB, Options};
 
-use super::{FORMAT, HEADER_KEY, Header, LogError, Owner, Stamp, State, read_table, state_key};
+use super::header::{Header, read_table};
+use super::keys::{HEADER_KEY, state_key};
+use super::{FORMAT, LogError, Owner, Stamp, State};
 
 /// What a data directory holds, apart from its entries.
 #[derive(Clone, Debug, PartialEq, Eq)]

@@ -1,7 +1,9 @@
+use std::path::Path;
 use std::time::Duration;
 
 use tempfile::TempDir;
 
+use super::keys::HEADER_KEY;
 use super::*;
 use crate::dedup::acts::Acts;
 use crate::identity::Check;
@@ -46,7 +48,16 @@ pub(super) fn state(position: i64, stream_time: i64) -> State {
 }
 
 fn fill(store: &Store, shard: Shard, numbers: std::ops::Range<u64>, time: i64) {
-    let mut batch = Batch::default();
+    fill_with(Batch::default(), store, shard, numbers, time);
+}
+
+fn fill_with(
+    mut batch: Batch,
+    store: &Store,
+    shard: Shard,
+    numbers: std::ops::Range<u64>,
+    time: i64,
+) {
     let end = numbers.end;
     for n in numbers {
         batch.put_entry(shard, &identity(n), &entry(n, time));
@@ -138,6 +149,136 @@ fn expired_entries_leave_the_disk_and_live_ones_stay() {
     assert!(lookup(&store, shard, 0..20_000).iter().all(Option::is_none));
     assert!(lookup(&store, shard, 20_000..20_100).iter().all(Option::is_some));
     assert!(store.bytes() * 10 < full, "{} bytes of {full} are left", store.bytes());
+}
+
+#[test]
+fn what_is_young_is_found_and_a_flush_makes_it_durable_with_its_position() {
+    let dir = TempDir::new().unwrap();
+    let store = open(dir.path()).unwrap();
+    let shards = ["a", "b"].map(|topic| store.create_shard(owner(topic), &state(0, 0)).unwrap());
+    let position =
+        |store: &Store, topic| store.shard(&Partition::new(topic, 3)).unwrap().unwrap().2.position;
+    let all = |store: &Store, shard, numbers: std::ops::Range<u64>| {
+        let found = lookup(store, shard, numbers.clone());
+        numbers.zip(found).all(|(n, found)| found == Some(entry(n, 1)))
+    };
+    for (shard, numbers) in shards.into_iter().zip([0..100, 100..200]) {
+        fill_with(Batch::unlogged(), &store, shard, numbers, 1);
+    }
+    assert!(all(&store, shards[0], 0..100) && all(&store, shards[1], 100..200));
+    assert!(lookup(&store, shards[0], 100..200).iter().all(Option::is_none));
+    assert_eq!((position(&store, "a"), position(&store, "b")), (Offset(100), Offset(200)));
+    store.flush().unwrap();
+    // After a crash this is gone again, with its position.
+    fill_with(Batch::unlogged(), &store, shards[0], 200..300, 1);
+    assert!(all(&store, shards[0], 200..300));
+    let copy = TempDir::new().unwrap();
+    copy_of(&dir.path().join("db"), &copy.path().join("db"));
+
+    let crashed = open(copy.path()).unwrap();
+    assert!(all(&crashed, shards[0], 0..100) && all(&crashed, shards[1], 100..200));
+    assert_eq!(position(&crashed, "a"), Offset(100));
+    assert!(lookup(&crashed, shards[0], 200..300).iter().all(Option::is_none));
+
+    // An orderly end keeps everything.
+    drop(store);
+    let store = open(dir.path()).unwrap();
+    assert!(all(&store, shards[0], 0..100) && all(&store, shards[0], 200..300));
+    assert_eq!(position(&store, "a"), Offset(300));
+}
+
+/// As a disk is found after a crash: files are only added, and those that are there stay.
+fn copy_of(from: &Path, to: &Path) {
+    std::fs::create_dir(to).unwrap();
+    for item in std::fs::read_dir(from).unwrap() {
+        let item = item.unwrap();
+        std::fs::copy(item.path(), to.join(item.file_name())).unwrap();
+    }
+}
+
+#[test]
+fn a_logged_write_is_newer_than_what_was_young_before() {
+    let dir = TempDir::new().unwrap();
+    let store = open(dir.path()).unwrap();
+    let shard = store.create_shard(owner("t"), &state(0, 0)).unwrap();
+    fill_with(Batch::unlogged(), &store, shard, 0..10, 1);
+    fill(&store, shard, 0..5, 2);
+    let check = |store: &Store| {
+        assert_eq!(lookup(store, shard, 4..6), [Some(entry(4, 2)), Some(entry(5, 1))]);
+        let (_, _, state) = store.shard(&Partition::new("t", 3)).unwrap().unwrap();
+        assert_eq!(state.position, Offset(5));
+    };
+    check(&store);
+    store.flush().unwrap();
+    check(&store);
+    drop(store);
+    check(&open(dir.path()).unwrap());
+}
+
+#[test]
+fn a_dropped_shard_leaves_nothing_young() {
+    let dir = TempDir::new().unwrap();
+    let store = open(dir.path()).unwrap();
+    let [a, b] = ["a", "b"].map(|topic| store.create_shard(owner(topic), &state(0, 0)).unwrap());
+    fill_with(Batch::unlogged(), &store, a, 0..10, 1);
+    fill_with(Batch::unlogged(), &store, b, 0..10, 1);
+    store.drop_shard(a).unwrap();
+    store.flush().unwrap();
+    assert!(lookup(&store, a, 0..10).iter().all(Option::is_none));
+    assert!(lookup(&store, b, 0..10).iter().all(Option::is_some));
+    assert_eq!(store.shards().len(), 1);
+    drop(store);
+    let store = open(dir.path()).unwrap();
+    assert!(lookup(&store, a, 0..10).iter().all(Option::is_none));
+}
+
+#[test]
+fn a_table_that_is_full_goes_to_disk_by_itself() {
+    let dir = TempDir::new().unwrap();
+    let store = open(dir.path()).unwrap();
+    let shard = store.create_shard(owner("t"), &state(0, 0)).unwrap();
+    let mut end = 0;
+    while store.bytes() == 0 {
+        fill_with(Batch::unlogged(), &store, shard, end..end + 1_000, 1);
+        end += 1_000;
+        assert!(end < 1_000_000, "memory is bounded");
+    }
+    assert!(lookup(&store, shard, 0..end).iter().all(Option::is_some));
+}
+
+#[test]
+fn whatever_filter_is_built_meanwhile_every_entry_is_found() {
+    const BATCH: u64 = 50;
+    const BATCHES: u64 = 100;
+    let dir = TempDir::new().unwrap();
+    let store = open(dir.path()).unwrap();
+    let shard = store.create_shard(owner("t"), &state(0, 0)).unwrap();
+    std::thread::scope(|scope| {
+        let writer = scope.spawn(|| {
+            for batch in 0..BATCHES {
+                let kind = if batch % 3 == 0 { Batch::default() } else { Batch::unlogged() };
+                fill_with(kind, &store, shard, batch * BATCH..(batch + 1) * BATCH, 1);
+                let found = lookup(&store, shard, 0..(batch + 1) * BATCH);
+                assert!(found.iter().all(Option::is_some), "batch {batch}");
+            }
+        });
+        while !writer.is_finished() {
+            // As if the one before were full.
+            *store.sifted.lock().unwrap() = store.begin_sieve();
+            while store.sift_some(500).unwrap() {}
+        }
+    });
+    assert!(lookup(&store, shard, 0..BATCHES * BATCH).iter().all(Option::is_some));
+    let mut passed = Vec::new();
+    store.sieve.pass(&(10_000..20_000).map(identity).collect::<Vec<_>>(), &mut passed);
+    assert!(passed.len() < 100, "{} of 10,000 new keys are looked up", passed.len());
+    drop(store);
+
+    let store = open(dir.path()).unwrap();
+    assert!(lookup(&store, shard, 0..BATCHES * BATCH).iter().all(Option::is_some));
+    while store.sift_some(1_000).unwrap() {}
+    assert!(lookup(&store, shard, 0..BATCHES * BATCH).iter().all(Option::is_some));
+    assert!(lookup(&store, shard, 10_000..10_100).iter().all(Option::is_none));
 }
 
 #[test]

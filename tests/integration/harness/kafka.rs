@@ -120,25 +120,21 @@ impl Kafka {
         self.start();
     }
 
-    /// Aborts what is open in these topics and in the offsets of this group and its companion, with
-    /// Kafka's own tool, as an operator would where a coordinator left out the markers of a
-    /// transaction. Returns the topic, the partition and the first offset of each.
-    pub fn abort_what_hangs(&self, topics: &[&str], group: &str) -> Vec<(String, i32, i64)> {
-        let offsets = "__consumer_offsets";
-        let of_topic = |topic| (0..self.partitions(topic)).map(move |partition| (topic, partition));
-        let groups = [group.to_owned(), format!("{group}.onced")];
-        let of_group = |group| (offsets, java_hash(group) % self.partitions(offsets));
-        let topics = topics.iter().copied().flat_map(of_topic);
-        let places = topics.chain(groups.iter().map(|group| of_group(group)));
+    /// Aborts what is open in these topics and in the offsets of all groups, with Kafka's own tool,
+    /// as an operator would where a coordinator left out the markers of a transaction. Returns the
+    /// topic, the partition and the first offset of each.
+    pub fn abort_what_hangs(&self, topics: &[&str]) -> Vec<(String, i32, i64)> {
         let mut aborted = Vec::new();
-        for (topic, partition) in places {
-            let place = ["--topic", topic, "--partition", &partition.to_string()];
-            let producers = self.transactions(&[&["describe-producers"], &place[..]].concat());
-            for since in producers.lines().filter_map(open_since) {
-                let offset = since.to_string();
-                let abort = [&["abort"], &place[..], &["--start-offset", &offset]].concat();
-                self.transactions(&abort);
-                aborted.push((topic.to_owned(), partition, since));
+        for topic in topics.iter().chain(&["__consumer_offsets"]) {
+            for partition in 0..self.partitions(topic) {
+                let place = ["--topic", topic, "--partition", &partition.to_string()];
+                let producers = self.transactions(&[&["describe-producers"], &place[..]].concat());
+                for since in producers.lines().filter_map(open_since) {
+                    let offset = since.to_string();
+                    let abort = [&["abort"], &place[..], &["--start-offset", &offset]].concat();
+                    self.transactions(&abort);
+                    aborted.push(((*topic).to_owned(), partition, since));
+                }
             }
         }
         aborted
@@ -223,13 +219,6 @@ impl Kafka {
 /// The last column of a line of `describe-producers`, where it is an offset.
 fn open_since(line: &str) -> Option<i64> {
     line.split_whitespace().last().and_then(|word| word.parse().ok())
-}
-
-/// By which Kafka finds the partition of a group's offsets.
-fn java_hash(group: &str) -> i32 {
-    let hash =
-        group.bytes().fold(0_i32, |hash, byte| hash.wrapping_mul(31).wrapping_add(i32::from(byte)));
-    hash & i32::MAX
 }
 
 /// A name that no other test has, and no earlier run on the same broker.
