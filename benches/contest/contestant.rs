@@ -24,7 +24,10 @@ pub enum Contestant {
         store: &'static str,
         guarantee: &'static str,
     },
-    Tkati,
+    /// Records in a batch; 1,000 is its default.
+    Tkati {
+        batch: u32,
+    },
     Bento,
 }
 
@@ -43,13 +46,14 @@ const AT_LEAST_ONCE: &str = "at_least_once";
 
 impl Contestant {
     /// In the order in which they take their turns.
-    pub const ALL: [Self; 11] = [
+    pub const ALL: [Self; 12] = [
         Self::Drain,
         Self::Copy,
         Self::Onced(Onced::ExactlyOnce),
         Self::Onced(Onced::AtLeastOnce),
         Self::Onced(Onced::Absorb),
-        Self::Tkati,
+        Self::Tkati { batch: 1_000 },
+        Self::Tkati { batch: 10_000 },
         Self::Bento,
         Self::Streams { store: "window", guarantee: EXACTLY_ONCE },
         Self::Streams { store: "key-value", guarantee: EXACTLY_ONCE },
@@ -61,7 +65,7 @@ impl Contestant {
     pub fn missing(self) -> Option<&'static str> {
         let (variable, what) = match self {
             Self::Streams { .. } => ("ONCED_BENCH_STREAMS", "it needs Java and Maven"),
-            Self::Tkati => ("ONCED_BENCH_TKATI", "it needs Python 3.13"),
+            Self::Tkati { .. } => ("ONCED_BENCH_TKATI", "it needs Python 3.13"),
             Self::Bento => ("ONCED_BENCH_BENTO", "it needs Go"),
             Self::Drain | Self::Copy | Self::Onced(_) => return None,
         };
@@ -97,7 +101,7 @@ impl fmt::Display for Contestant {
                     if *guarantee == EXACTLY_ONCE { "exactly-once" } else { "at-least-once" };
                 write!(f, "kafka-streams {store} {guarantee}")
             }
-            Self::Tkati => f.write_str("tkati-node-dedup"),
+            Self::Tkati { batch } => write!(f, "tkati-node-dedup, batches of {batch}"),
             Self::Bento => f.write_str("bento memory"),
         }
     }
@@ -158,7 +162,7 @@ const TKATI: &str = r#"
 [input]
 type = "kafka"
 connection = { broker = "{brokers}" }
-consumer = { group_id = "{group}", batch_size = 10000, batch_timeout_sec = 1, auto_offset_reset = "earliest" }
+consumer = { group_id = "{group}", batch_size = {batch}, batch_timeout_sec = 1, auto_offset_reset = "earliest" }
 config = { "fetch.queue.backoff.ms" = 5, "queued.min.messages" = 1000000 }
 
 [input.topic]
@@ -252,8 +256,8 @@ impl Contestant {
                     .args([place.input, place.output, "state", store, guarantee, &threads]);
                 command
             }
-            Self::Tkati => {
-                write("settings.toml", TKATI);
+            Self::Tkati { batch } => {
+                write("settings.toml", &TKATI.replace("{batch}", &batch.to_string()));
                 Command::new(fetched("ONCED_BENCH_TKATI").expect("it was there"))
             }
             Self::Bento => {

@@ -29,7 +29,7 @@ impl Input {
         let mut events = Events::new(records, f64::from(duplicates) / 100.0);
         let mut bytes = 0;
         let messages = events.by_ref().map(|number| {
-            let message = event(number, 0, partitions);
+            let message = event(number, 0);
             bytes += message.payload.as_ref().map_or(0, Vec::len) as u64;
             message
         });
@@ -41,9 +41,9 @@ impl Input {
 
 /// The event of a number: the same bytes each time, but for when it was sent, in microseconds since
 /// 1970. Events of one account are in one partition, so both of a pair are.
-pub fn event(number: u32, sent: i64, partitions: i32) -> Message {
+pub fn event(number: u32, sent: i64) -> Message {
     let mut random = fastrand::Rng::with_seed(u64::from(number));
-    let account = random.i32(..10_000);
+    let account = random.u32(..10_000);
     let key = format!("{KEY_START}{number:012}");
     let payload = format!(
         r#"{{"id":"{key}","sent":{sent},"account":"acc-{account:05}","amount":{},"currency":"EUR","reference":"{:016x}{:016x}","status":"authorised","channel":"web","region":"eu-1"}}"#,
@@ -51,10 +51,7 @@ pub fn event(number: u32, sent: i64, partitions: i32) -> Message {
         random.u64(..),
         random.u64(..),
     );
-    Message::new(payload)
-        .key(format!("acc-{account:05}"))
-        .partition(account % partitions)
-        .idempotency_key(&key)
+    Message::new(payload).key(format!("acc-{account:05}")).idempotency_key(&key)
 }
 
 /// The numbers of the events, in their order.

@@ -137,7 +137,7 @@ impl Pace<'_> {
     }
 
     fn send_one(&self, producer: &BaseProducer, number: u32) {
-        let event = input::event(number, now(), 1);
+        let event = input::event(number, now());
         let headers = event.headers.iter().fold(
             rdkafka::message::OwnedHeaders::new(),
             |headers, (name, value)| {

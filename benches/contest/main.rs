@@ -74,6 +74,7 @@ fn main() {
             }
         }
         report.layouts.push(layout);
+        keep(&options, &report);
     }
     if options.seconds > 0 {
         for contestant in contestants.iter().filter(|contestant| contestant.is_seen_in_output()) {
@@ -86,18 +87,25 @@ fn main() {
         say(format_args!("the log alone, up to {} keys", options.keys));
         report.log = Some(measure::log(options.keys).unwrap_or_else(|error| fail(error)));
     }
-    let json = serde_json::to_string_pretty(&report.json()).expect("it is plain data");
-    if let Some(path) = &options.report {
-        let write = |ending: &str, text: String| {
-            fs::write(path.with_extension(ending), text).unwrap_or_else(|error| fail(error));
-        };
-        write("json", format!("{json}\n"));
-        write("md", report.markdown());
-        if let Some(log) = &report.log {
-            write("svg", picture::draw(log));
-        }
+    keep(&options, &report);
+    println!("{}", if options.json { json(&report) } else { report.text() });
+}
+
+fn json(report: &Report) -> String {
+    serde_json::to_string_pretty(&report.json()).expect("it is plain data")
+}
+
+/// Writes the files that were asked for, with what is known so far.
+fn keep(options: &Options, report: &Report) {
+    let Some(path) = &options.report else { return };
+    let write = |ending: &str, text: String| {
+        fs::write(path.with_extension(ending), text).unwrap_or_else(|error| fail(error));
+    };
+    write("json", format!("{}\n", json(report)));
+    write("md", report.markdown());
+    if let Some(log) = &report.log {
+        write("svg", picture::draw(log));
     }
-    println!("{}", if options.json { json } else { report.text() });
 }
 
 /// Those that were asked for and can be had.

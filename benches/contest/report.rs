@@ -102,7 +102,8 @@ enum Bound {
 
 fn goals() -> Vec<Goal> {
     use Bound::{AtLeast, AtMost};
-    use Contestant::{Bento, Copy, Drain, Onced as Of, Tkati};
+    use Contestant::{Bento, Copy, Drain, Onced as Of};
+    let tkati = |batch| Contestant::Tkati { batch };
     let streams = |store| Contestant::Streams { store, guarantee: "exactly_once_v2" };
     let goal = |what, of, to, figure, bound| Goal { what, of, to, figure, bound };
     vec![
@@ -114,8 +115,10 @@ fn goals() -> Vec<Goal> {
         goal("speed", EXACTLY, streams("key-value"), RATE, AtLeast(5.0)),
         goal("memory", EXACTLY, streams("window"), MEMORY, AtMost(0.5)),
         goal("memory", EXACTLY, streams("key-value"), MEMORY, AtMost(0.5)),
-        goal("speed", EXACTLY, Tkati, RATE, AtLeast(4.0)),
-        goal("CPU a record", EXACTLY, Tkati, CPU, AtMost(0.7)),
+        goal("speed", EXACTLY, tkati(1_000), RATE, AtLeast(4.0)),
+        goal("CPU a record", EXACTLY, tkati(1_000), CPU, AtMost(0.7)),
+        goal("speed", EXACTLY, tkati(10_000), RATE, AtLeast(4.0)),
+        goal("CPU a record", EXACTLY, tkati(10_000), CPU, AtMost(0.7)),
         goal("speed", EXACTLY, Bento, RATE, AtLeast(2.0)),
     ]
 }

@@ -35,7 +35,7 @@
 //! sieve    spares look-ups of new keys       peek     a look from outside
 //! ```
 //!
-//! What was tried, by `onced bench log` (20 million random keys in batches of 1,000, two cores; CPU
+//! What was tried, by `onced bench log` (random keys in batches of 1,000, two cores; CPU
 //! of look-up, insert, flush and compaction together):
 //!
 //! | layout | us a new key | written to disk, to bytes of entries |
@@ -43,7 +43,7 @@
 //! | memtable, universal compaction of 4 files, a filter for each file | 3.1 at 10 million | 5.7 |
 //! | with the sieve in front | 3.4 at 10 million, 0.97 instead of 1.45 at 1 million | 6.8 |
 //! | with the sieve, young entries and their sorted files | 1.75 at 10 million | 3.9 |
-//! | the same, compaction of 10 files | 1.6 at 10 million, 1.7 at 20 million | 3.3 |
+//! | the same, compaction of 10 files | 1.6 at 10 million, 1.7 to 2.1 at 20 million | 3.3 to 4.1 |
 
 mod error;
 mod filter;
@@ -71,7 +71,7 @@ pub use self::peek::{Peek, peek};
 
 use self::error::full;
 use self::filter::Horizons;
-use self::header::{check_header, lock, make_empty, read_table};
+use self::header::{check_header, has_links, lock, make_empty, read_table};
 use self::keys::{ENTRY, ENTRY_KEY_BYTES, NEXT_SHARD_KEY, entry_key, prefix, state_key, table_key};
 use self::sieve::Sieve;
 use self::young::Young;
@@ -114,8 +114,10 @@ pub struct Store {
     table: Mutex<Table>,
     horizons: Arc<Horizons>,
     young: RwLock<Young>,
-    /// One flush at a time. Taken before `table` and `young`.
-    flushing: Mutex<()>,
+    /// One flush at a time; counts the files that were made. Taken before `table` and `young`.
+    flushing: Mutex<u64>,
+    /// Whether the file system has hard links, so that RocksDB need not copy.
+    links: bool,
     /// Who flushes when much is young.
     flusher: OnceLock<Thread>,
     sieve: Sieve,
@@ -138,11 +140,15 @@ struct Table {
     next: u32,
 }
 
-/// Free bytes without which the log cannot be opened: the write-ahead log becomes tables, and the
-/// self-check writes a few.
+/// Of the memory, for the young entries: 8 stands for an eighth.
+const YOUNG_SHARE: usize = 8;
+
+/// Free bytes without which the log cannot be opened: the write-ahead log becomes tables, the
+/// self-check writes a few, and the first flush writes what is young.
 #[must_use]
 pub fn room_to_open(memory: u64) -> u64 {
-    2 * options::write_buffer_bytes(usize::try_from(memory).unwrap_or(usize::MAX)) as u64
+    let memory = usize::try_from(memory).unwrap_or(usize::MAX);
+    (2 * options::write_buffer_bytes(memory) + memory / YOUNG_SHARE) as u64
 }
 
 impl Store {
@@ -165,6 +171,7 @@ impl Store {
         let options = options::database(memory, &cache, &horizons);
         let ingest = config.dir.join("ingest");
         make_empty(&ingest).map_err(directory("make its folder ingest"))?;
+        let links = has_links(&ingest);
         let family = ColumnFamilyDescriptor::new(FAMILY, options.clone());
         let db = DB::open_cf_descriptors(&options, &path, [family])
             .map_err(|error| LogError::of_opening(&config.dir, error))?;
@@ -179,8 +186,9 @@ impl Store {
             ingest,
             table: Mutex::new(table),
             horizons,
-            young: RwLock::new(Young::new(memory / 8)),
+            young: RwLock::new(Young::new(memory / YOUNG_SHARE)),
             flushing: Mutex::default(),
+            links,
             flusher: OnceLock::new(),
             // 100 million keys take 120 MB.
             sieve: Sieve::new(memory / 3),
@@ -230,7 +238,7 @@ impl Store {
         let mut bytes = Vec::new();
         state.encode(&mut bytes);
         batch.put(state_key(shard), bytes);
-        self.write_raw(batch, true, true)?;
+        self.write_raw(batch, true)?;
         state.stream_time.inspect(|time| self.horizons.written(shard, *time));
         table.next = shard.0 + 1;
         table.rows.insert(shard, owner);
@@ -252,7 +260,7 @@ impl Store {
         change(&mut owner);
         let mut batch = WriteBatch::default();
         batch.put(table_key(shard), row_bytes(&owner));
-        self.write_raw(batch, true, false)?;
+        self.write_raw(batch, false)?;
         table.rows.insert(shard, owner.clone());
         Ok(Some(owner))
     }
@@ -284,7 +292,7 @@ impl Store {
         batch.delete(table_key(shard));
         batch.delete(state_key(shard));
         batch.delete_range(prefix(shard, ENTRY), prefix(shard, ENTRY + 1));
-        self.write_raw(batch, true, true)?;
+        self.write_raw(batch, true)?;
         self.young.write().unwrap_or_else(PoisonError::into_inner).forget(shard);
         table.rows.remove(&shard);
         self.horizons.forget(shard);
@@ -350,7 +358,9 @@ impl Store {
     pub fn write(&self, batch: &mut Batch) -> Result<(), LogError> {
         self.check()?;
         let logged = batch.logged();
-        if logged && self.is_hidden(batch) {
+        if !logged {
+            self.make_room(batch.entries.len())?;
+        } else if self.is_hidden(batch) {
             self.flush()?;
         }
         let writing = self.sieve.writing();
@@ -367,7 +377,7 @@ impl Store {
         if fault::bug(Bug::FilterAheadOfFlush) {
             self.publish_all_horizons()?;
         }
-        if logged { Ok(()) } else { self.make_room() }
+        Ok(())
     }
 
     /// Young entries of these shards would hide what is written past them, and replace it with the
@@ -393,7 +403,7 @@ impl Store {
             state.encode(&mut bytes);
             raw.put(state_key(*shard), &bytes);
         }
-        self.write_raw(raw, true, false)
+        self.write_raw(raw, false)
     }
 
     /// # Errors
@@ -402,11 +412,10 @@ impl Store {
         self.poisoned.get().map_or(Ok(()), |first| Err(LogError::after(first)))
     }
 
-    fn write_raw(&self, batch: WriteBatch, logged: bool, sync: bool) -> Result<(), LogError> {
+    fn write_raw(&self, batch: WriteBatch, sync: bool) -> Result<(), LogError> {
         self.check()?;
         let mut options = WriteOptions::default();
         options.set_sync(sync);
-        options.disable_wal(!logged);
         self.db.write_opt(batch, &options).map_err(|error| self.poison("write", error))
     }
 

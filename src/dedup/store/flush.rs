@@ -20,17 +20,24 @@ impl Store {
     /// # Errors
     /// As [`Store::write`].
     pub fn flush(&self) -> Result<(), LogError> {
-        let _one = self.flushing();
+        let mut number = self.flushing();
+        self.flush_alone(&mut number)
+    }
+
+    fn flush_alone(&self, number: &mut u64) -> Result<(), LogError> {
         self.check()?;
         let written = self.horizons.written_so_far();
         fault::point(Point::BeforeFlush);
         let young = || self.young.write().unwrap_or_else(PoisonError::into_inner);
-        let closing = young().close();
-        if let Some(table) = closing {
-            self.ingest(&table).map_err(|error| self.poison("flush", error))?;
-            young().closed();
-        }
+        let mut closing = young().close();
+        // Before the young entries: what they depend on, such as the row of their shard, was
+        // written before them. It also waits where compactions lag behind.
         self.db.flush().map_err(|error| self.poison("flush", error))?;
+        while let Some(table) = closing {
+            *number += 1;
+            self.ingest(&table, *number).map_err(|error| self.poison("flush", error))?;
+            closing = young().closed();
+        }
         fault::point(Point::AfterFlush);
         self.share_memory();
         let table = self.table.lock().unwrap_or_else(PoisonError::into_inner);
@@ -39,8 +46,10 @@ impl Store {
     }
 
     /// Gives RocksDB a file with all of it. After a crash it has all or nothing.
-    fn ingest(&self, table: &Table) -> Result<(), rocksdb::Error> {
-        let path = self.ingest.join("young.sst");
+    fn ingest(&self, table: &Table, number: u64) -> Result<(), rocksdb::Error> {
+        // Never the same name twice: were the last one not unlinked, it would be written over, and
+        // it is a table of the database now.
+        let path = self.ingest.join(format!("{number}.sst"));
         let mut file = SstFileWriter::create(&self.options);
         file.open(&path)?;
         let entries = table.sorted();
@@ -68,11 +77,15 @@ impl Store {
         file.finish()?;
         fault::point(Point::BeforeIngest);
         let mut options = IngestExternalFileOptions::default();
-        options.set_move_files(true);
-        self.db.ingest_external_file_opts(&options, vec![path])
+        options.set_move_files(self.links);
+        self.db.ingest_external_file_opts(&options, vec![&path])?;
+        // It is there still where it was copied. What is left is removed at the next start.
+        let _ = std::fs::remove_file(&path);
+        Ok(())
     }
 
-    pub(super) fn flushing(&self) -> MutexGuard<'_, ()> {
+    /// Held by whoever flushes; counts the files that were made.
+    pub(super) fn flushing(&self) -> MutexGuard<'_, u64> {
         self.flushing.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
@@ -80,19 +93,22 @@ impl Store {
     pub(super) fn share_memory(&self) {
         let Memory { bytes, cache } = &self.memory;
         let young = self.young.read().unwrap_or_else(PoisonError::into_inner).bytes();
-        let left = bytes.saturating_sub(self.sieve.bytes() + 2 * young);
+        let left = bytes.saturating_sub(self.sieve.bytes() + young);
         cache.clone().set_capacity(left.max(bytes / 4));
     }
 
-    /// Has the young entries flushed when they are many; waits for it when they are too many: the
-    /// disk is slower than the records are.
-    pub(super) fn make_room(&self) -> Result<(), LogError> {
-        let (filling, full) = {
+    /// Has the young entries flushed when they are many; waits for it where so many `more` would be
+    /// too many: the disk is slower than the records are.
+    pub(super) fn make_room(&self, more: usize) -> Result<(), LogError> {
+        let look = || {
             let young = self.young.read().unwrap_or_else(PoisonError::into_inner);
-            (young.filling(), young.full())
+            (young.filling(), young.is_full(more))
         };
+        let (filling, full) = look();
         if full {
-            return self.flush();
+            let mut number = self.flushing();
+            // Somebody else may have flushed meanwhile.
+            return if look().1 { self.flush_alone(&mut number) } else { Ok(()) };
         }
         if filling {
             self.flusher.get().inspect(|thread| thread.unpark());

@@ -36,6 +36,8 @@ const ROOM_MIN: u64 = 1 << 20;
 /// The filter in use, and the next one.
 pub(super) struct Sieve {
     filters: RwLock<Filters>,
+    /// Keys that the log held when it was last read: estimates may be far too low.
+    held: AtomicU64,
     /// Bytes that a filter may take.
     limit: usize,
 }
@@ -55,7 +57,7 @@ pub(super) struct Writing<'a>(RwLockReadGuard<'a, Filters>);
 
 impl Sieve {
     pub(super) fn new(limit: usize) -> Self {
-        Self { filters: RwLock::default(), limit }
+        Self { filters: RwLock::default(), held: AtomicU64::new(0), limit }
     }
 
     /// Leaves in `places` which of these may be in the log.
@@ -85,6 +87,7 @@ impl Sieve {
     /// A new filter learns from now on. `keys`: about how many the log holds.
     pub(super) fn begin(&self, keys: u64) {
         // Made before anybody has to wait for it.
+        let keys = keys.max(self.held.swap(0, Ordering::Relaxed));
         let filter = Filter::new(keys.saturating_mul(2).max(ROOM_MIN), self.limit);
         self.write().building = Some(filter);
     }
@@ -145,7 +148,9 @@ impl Store {
     pub(super) fn begin_sieve(&self) -> Vec<u8> {
         self.sieve.begin(self.entries_estimate());
         self.share_memory();
-        // Each entry of before is young now, or RocksDB has it before it is read there.
+        // Each entry of before is young now, or RocksDB has it before it is read there. The locks
+        // are those of a write in the other order: only this thread, which holds `sifted`, ever asks
+        // for all of the sieve.
         let young = self.young.read().unwrap_or_else(PoisonError::into_inner);
         self.sieve.learn(young.identities());
         prefix(Shard(1), ENTRY).to_vec()
@@ -172,6 +177,7 @@ impl Store {
             }
             left -= 1;
             self.sieve.learn(identity_of(key).into_iter());
+            self.sieve.held.fetch_add(1, Ordering::Relaxed);
             entries.next();
         }
         entries.status().map_err(|error| self.poison("read", error))?;

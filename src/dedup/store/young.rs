@@ -25,6 +25,10 @@ const ENTRY_BYTES: usize = size_of::<(Shard, Identity, Entry)>() + 1;
 pub(super) struct Young {
     open: Table,
     closing: Option<Arc<Table>>,
+    /// The closing table is of an earlier flush, which did not end.
+    again: bool,
+    /// Something was added at some time.
+    used: bool,
     /// Entries that the open table takes without growing.
     room: usize,
 }
@@ -42,10 +46,11 @@ impl Young {
         // The table doubles, and is full at seven eighths.
         let buckets = (bytes / ENTRY_BYTES).max(1 << 10);
         let room = (1 << buckets.ilog2()) / 8 * 7;
-        Self { open: Table::default(), closing: None, room }
+        Self { open: Table::default(), closing: None, again: false, used: false, room }
     }
 
     pub(super) fn add(&mut self, batch: &mut Batch) {
+        self.used = true;
         // Not before the first entry comes: a route that is at least once has none here.
         if self.open.entries.capacity() < self.room {
             self.open.entries.reserve(self.room);
@@ -75,8 +80,9 @@ impl Young {
         self.tables().map(|table| table.entries.len()).sum()
     }
 
+    /// What two tables may take, and the sorted copy of one. 0 where nothing was ever added.
     pub(super) fn bytes(&self) -> usize {
-        self.tables().map(|table| table.entries.capacity() * ENTRY_BYTES).sum()
+        if self.used { 3 * self.room * ENTRY_BYTES } else { 0 }
     }
 
     /// The open table should go to disk now.
@@ -84,25 +90,30 @@ impl Young {
         self.open.entries.len() >= self.room / 4 * 3
     }
 
-    /// More would make the open table grow.
-    pub(super) fn full(&self) -> bool {
-        self.open.entries.len() >= self.room
+    /// So many more would make the open table grow.
+    pub(super) fn is_full(&self, more: usize) -> bool {
+        !self.open.entries.is_empty() && self.open.entries.len() + more > self.room
     }
 
-    /// What is to go to disk: all that was added until now. Still found, until [`Young::closed`].
+    /// What is to go to disk: all that was added until now, or first what did not get there. Still
+    /// found, until [`Young::closed`].
     pub(super) fn close(&mut self) -> Option<Arc<Table>> {
-        debug_assert!(self.closing.is_none(), "a log that failed to flush takes no other flush");
-        if self.open.entries.is_empty() && self.open.states.is_empty() {
-            return None;
+        if self.closing.is_none() {
+            if self.open.entries.is_empty() && self.open.states.is_empty() {
+                return None;
+            }
+            self.again = false;
+            self.closing = Some(Arc::new(std::mem::take(&mut self.open)));
+        } else {
+            self.again = true;
         }
-        let table = Arc::new(std::mem::take(&mut self.open));
-        self.closing = Some(Arc::clone(&table));
-        Some(table)
+        self.closing.clone()
     }
 
-    /// It is on disk.
-    pub(super) fn closed(&mut self) {
+    /// It is on disk. Returns what has to follow.
+    pub(super) fn closed(&mut self) -> Option<Arc<Table>> {
         self.closing = None;
+        if std::mem::take(&mut self.again) { self.close() } else { None }
     }
 
     /// Forgets what belongs to a shard. Nothing is on its way to disk.
