@@ -345,7 +345,7 @@ pub fn faults_binary() -> Option<PathBuf> {
 }
 
 /// Where it dies, and at which hit: the first and a later one.
-const POINTS: [(&str, u32); 26] = [
+const POINTS: [(&str, u32); 27] = [
     ("offered", 1),
     ("committed-read", 1),
     ("letters-read", 1),
@@ -371,6 +371,7 @@ const POINTS: [(&str, u32); 26] = [
     ("before-log-write", 3),
     ("after-log-write", 3),
     ("before-flush", 1),
+    ("before-ingest", 1),
     ("after-flush", 1),
 ];
 
